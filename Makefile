@@ -1,0 +1,73 @@
+# Verbs. Each is one or two commands that can be typed without make; `make help` lists them.
+ENV ?= local
+FORMAT ?= table
+INVENTORY := inventories/$(ENV)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PLAY := ansible-playbook -i $(INVENTORY)
+
+.DEFAULT_GOAL := help
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+
+help: ## Show these verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+
+environment: ## Make .venv from the hashed lock files and install missing system packages
+	@ansible/bin/environment
+
+up: environment ## Bring the whole local fleet up (image, machines, site.yml); a second run changes nothing
+	$(PLAY) ansible/up.yml
+	@ansible/bin/status $(INVENTORY) --format story
+
+site: environment ## Make the environment ENV what git says
+	$(PLAY) site.yml
+
+down: environment ## Destroy the local machines and their disks (asks when they hold old data; FORCE=1 does not)
+	$(PLAY) ansible/down.yml $(if $(FORCE),-e force=true)
+
+stop: environment ## Stop the local machines and keep their disks
+	$(PLAY) ansible/machines.yml -e state=stopped
+
+start: environment ## Start stopped local machines
+	$(PLAY) ansible/machines.yml -e state=present
+
+status: environment ## Show hosts, services and leaders (FORMAT=json for scripts); exit 0 only when all is healthy
+	@ansible/bin/status $(INVENTORY) --format $(FORMAT)
+
+ssh: environment ## Open a shell on a host: make ssh HOST=data1
+	@ssh -F $(INVENTORY)/.state/ssh/config $(HOST)
+
+dev: environment ## Run the API here with hot reload against one local machine with Postgres, PgBouncer and Redis
+	$(MAKE) --no-print-directory machine ENV=dev
+	ansible/bin/dev serve --reload
+
+run-server: environment ## Run the API here once, against the machine of make dev
+	$(MAKE) --no-print-directory machine ENV=dev
+	ansible/bin/dev serve
+
+machine: environment ## Bring the single machine of make dev up
+	$(PLAY) ansible/dev.yml
+
+check: environment ## The fast loop: format, lint, types, repository rules, unit tests (no fleet needed)
+	python tests/run.py check
+
+test: environment ## Prove everything: check, machines, roles, API, fleet
+	python tests/run.py check machines roles app fleet
+
+test-app: environment ## The API's tests on real Postgres, PgBouncer and Redis
+	python tests/run.py app
+
+test-roles: environment ## Molecule and testinfra for every role: make test-roles ROLES="redis nginx" for some
+	python tests/run.py roles
+
+test-fleet: environment ## The tests of a running fleet
+	python tests/run.py fleet
+
+test-full: environment ## Everything, with what is long and rarely breaks
+	python tests/run.py check machines roles app fleet full
+
+bench: environment ## Measure the figures of docs/bench.md into results/bench.json
+	python tests/bench/run.py
+
+lock: ## Resolve requirements/*.in again (versions move: read the diff)
+	for name in app controller dev embedder embedder-build embedder-model uv; do (cd requirements && uv pip compile -q --upgrade --universal \
+	  --generate-hashes --python-version 3.13 --custom-compile-command "make lock" --no-emit-index-url $$name.in -o $$name.txt); done

@@ -1,0 +1,83 @@
+"""Derivations from the service map and the inventory that need more than one line of Jinja. Pure functions."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+type Hosts = Mapping[str, Mapping[str, Any]]
+type Groups = Mapping[str, Sequence[str]]
+
+
+def host_lines(hosts: Sequence[str], hostvars: Hosts, domain: str) -> list[dict[str, Any]]:
+    """Lines of /etc/hosts: every host's address with its short and its full name."""
+    return [{"address": hostvars[host]["address"], "names": [f"{host}.{domain}", host]} for host in hosts]
+
+
+def edge_lines(hosts: Sequence[str], hostvars: Hosts, domain: str) -> list[dict[str, Any]]:
+    """Lines of /etc/hosts: the API's public name at every edge host."""
+    return [{"address": hostvars[host]["address"], "names": [f"api.{domain}"]} for host in hosts]
+
+
+def ports(service: Mapping[str, Any], cpus: int) -> str:
+    """Ports of one service as nftables writes them: "8080" or "9090-9091". `per_core` needs the host's cores."""
+    count = cpus if service.get("count") == "per_core" else int(service.get("count", 1))
+    first = int(service["port"])
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def sources(parties: Sequence[str], groups: Groups, hostvars: Hosts, controller: Sequence[str]) -> list[str]:
+    """Networks behind the names in a service's `from`, none inside another; `any` alone for the whole world."""
+    if "world" in parties:
+        return ["any"]
+    found: list[str] = []
+    for party in parties:
+        if party == "controller":
+            found += controller
+        else:
+            found += [hostvars[host]["address"] for host in groups.get(party, [])]
+    networks = ipaddress.collapse_addresses(ipaddress.IPv4Network(address) for address in found)
+    return [str(network).removesuffix("/32") for network in networks]
+
+
+def firewall_rules(
+    services: Mapping[str, Mapping[str, Any]], host: str, groups: Groups, hostvars: Hosts, controller: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What may reach a host, one rule for each of its services that anybody but the host itself may connect to.
+
+    `controller` are the addresses of the outside party of that name.
+    """
+    rules = []
+    for name, service in services.items():
+        admitted = sources(service["from"], groups, hostvars, controller)
+        if host in groups.get(service["hosts"], []) and admitted:
+            rules.append({"comment": name, "ports": ports(service, hostvars[host]["cpus"]), "sources": admitted})
+    return rules
+
+
+def certificates(host: str, address: str, member_of: Sequence[str], domain: str) -> list[dict[str, Any]]:
+    """Certificates that a host has: its own, and on the edge the one that the API's clients see.
+
+    A data host also answers to `postgres`, so that clients can verify whoever leads.
+    """
+    names = [host, "localhost", address, "127.0.0.1"]
+    if "data" in member_of:
+        names.insert(1, "postgres")
+    own = {"name": "host", "common_name": host, "names": names}
+    if "edge" not in member_of:
+        return [own]
+    return [own, {"name": "edge", "common_name": f"api.{domain}", "names": [f"api.{domain}"]}]
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters by name."""
+        return {
+            "certificates": certificates,
+            "edge_lines": edge_lines,
+            "firewall_rules": firewall_rules,
+            "host_lines": host_lines,
+        }

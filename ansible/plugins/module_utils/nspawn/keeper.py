@@ -1,0 +1,51 @@
+"""The process above a machine: starts systemd-nspawn, and starts it again when the guest reboots.
+
+systemd-nspawn ends with its guest: with status 133 when the guest asked for a reboot, with another one when it was
+powered off or killed. A shell is enough to tell them apart, costs half a megabyte, and keeps nothing of ours in memory.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from .cgroup import Groups
+
+# systemd-nspawn wants a group of its own that holds no other process, so the keeper sits in a subgroup.
+_SCRIPT = r"""
+eval "groups=\"$1\""; machine=$2; shift 2
+for group in $groups; do
+    mkdir -p "$group/keeper"
+    echo $$ > "$group/keeper/cgroup.procs"
+done
+while :; do
+    sh -c 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"' "$groups" "$@"
+    status=$?
+    [ "$status" = 133 ] || exit "$status"
+    rm -rf "/run/systemd/nspawn/propagate/$machine" "/run/systemd/nspawn/unix-export/$machine"
+done
+"""
+
+
+def start(machine: str, groups: Groups, root: Path, bridge: str, console: Path) -> subprocess.Popen[bytes]:
+    """Start the keeper of `machine` whose file system is `root`; its console goes to the file `console`."""
+    nspawn = [
+        "systemd-nspawn",
+        "--quiet",
+        "--boot",
+        f"--directory={root}",
+        f"--machine={machine}",
+        f"--network-bridge={bridge}",
+        "--register=no",
+        "--keep-unit",
+        "--settings=no",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--link-journal=no",
+        "--console=pipe",
+    ]
+    argv = [*groups.command(), "sh", "-c", _SCRIPT, f"keeper-of-{machine}", groups.where(), machine, *nspawn]
+    environment = {"PATH": os.environ["PATH"], "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+    with console.open("ab") as log:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/", start_new_session=True
+        )

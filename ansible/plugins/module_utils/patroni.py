@@ -1,0 +1,152 @@
+"""One Patroni member's REST interface: what is true now, waiting for it, and handing leadership over."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+from collections.abc import Callable, Mapping
+
+from ansible.module_utils.json_https import NoAnswer, Response, ask, tls_context
+
+SYNC_ROLES = ("quorum_standby", "sync_standby")
+POLL_S = 0.3
+# Patroni answers a request for a switchover when it is done.
+CHANGE_S = 45.0
+
+
+# How a module is told where a member's REST interface is.
+REST: dict[str, t.Any] = {
+    "type": "dict",
+    "required": True,
+    "options": {
+        "url": {"type": "str", "required": True},
+        "ca": {"type": "path", "required": True},
+        "username": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+    },
+}
+
+
+class PatroniError(Exception):
+    """What is wrong and what to do about it."""
+
+
+class Patroni:
+    """A member as seen through its REST interface.
+
+    `url` is the member's own, such as https://203.0.113.31:8008; `auth` is needed only to change something.
+    """
+
+    def __init__(self, url: str, ca: str, auth: tuple[str, str] | None = None) -> None:
+        self.url = url
+        self.auth = auth
+        self.context = tls_context(ca)
+
+    def get(self, path: str) -> t.Any:
+        """The decoded answer to GET, whatever its status. Raises NoAnswer."""
+        return ask(self.url + path, context=self.context).body
+
+    def change(self, method: str, path: str, body: Mapping[str, t.Any], url: str = "") -> Response:
+        """A request that changes something, here or at another member's `url`. Raises NoAnswer."""
+        where = (url or self.url) + path
+        return ask(where, context=self.context, method=method, body=body, auth=self.auth, timeout=CHANGE_S)
+
+    def wait_for(self, what: str, holds: Callable[[], t.Any], seconds: float) -> t.Any:
+        """Poll until `holds` is truthy and return what it returned. Raises PatroniError after `seconds`."""
+        deadline = time.monotonic() + seconds
+        last = ""
+        while True:
+            try:
+                if value := holds():
+                    return value
+                last = describe(self.get("/patroni"))
+            except NoAnswer as reason:
+                last = str(reason)
+            if time.monotonic() > deadline:
+                raise PatroniError(
+                    f"{what}: not within {seconds:.0f} s; the member says: {last}. "
+                    f"Look at `journalctl -u patroni` there and at `patronictl list`."
+                )
+            time.sleep(POLL_S)
+
+    def in_place(self, synchronous: bool) -> str | None:
+        """`primary` or `replica` once the member does its part, or None. Raises NoAnswer."""
+        state = self.get("/patroni")
+        if state.get("state") != "running":
+            return None
+        if state.get("role") == "primary":
+            # The role alone may be that of a former leader which does not know it yet: ask for the lock.
+            return "primary" if ask(f"{self.url}/primary", context=self.context).status == 200 else None
+        counted = not synchronous or any(state.get(role) for role in SYNC_ROLES)
+        return "replica" if state.get("replication_state") == "streaming" and counted else None
+
+    def leader_exists(self) -> bool:
+        """Whether the cluster has a running leader. Raises NoAnswer."""
+        return any(m["role"] == "leader" and m["state"] == "running" for m in members(self.get("/cluster")))
+
+    def hand_over(self, name: str, seconds: float) -> str | None:
+        """Let a synchronous standby lead if this member does. Returns the new leader, None if there was nothing to do.
+
+        Raises PatroniError when nobody can take over, NoAnswer when Patroni is away.
+        """
+        found = members(self.get("/cluster"))
+        if not any(member["name"] == name and member["role"] == "leader" for member in found):
+            return None
+        able = [m for m in found if m["role"] in SYNC_ROLES and m["state"] == "streaming"]
+        if not able:
+            raise PatroniError(
+                f"{name} leads and no synchronous standby can take over ({summary(found)}). Bring a standby back first."
+            )
+        chosen = min(able, key=lambda member: (member.get("pending_restart", False), member["lag"]))
+        candidate = chosen["name"]
+        # The candidate is asked: restarted before the leader, it knows a new password of the interface already.
+        url = chosen["api_url"].removesuffix("/patroni")
+        answer = self.change("POST", "/switchover", {"leader": name, "candidate": candidate}, url)
+        if answer.status != 200:
+            raise PatroniError(f"{name} still leads, its Patroni refused to switch over to {candidate}: {answer.body}")
+        self.wait_for(f"{candidate} leads instead of {name}", lambda: self.in_place(False) == "replica", seconds)
+        return str(candidate)
+
+    def others_suffice(self, name: str) -> bool:
+        """Whether writes go on without this member: another one leads and has another synchronous standby."""
+        found = [member for member in members(self.get("/cluster")) if member["name"] != name]
+        leads = any(member["role"] == "leader" and member["state"] == "running" for member in found)
+        return leads and any(member["role"] in SYNC_ROLES and member["state"] == "streaming" for member in found)
+
+
+def connect(rest: Mapping[str, str]) -> Patroni:
+    """The member that a module's `rest` names."""
+    return Patroni(rest["url"], rest["ca"], (rest["username"], rest["password"]))
+
+
+def members(cluster: Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """The members in an answer of /cluster."""
+    return list(cluster.get("members", []))
+
+
+def describe(state: Mapping[str, t.Any]) -> str:
+    """One member's own words in short."""
+    words = [str(state[key]) for key in ("role", "state", "replication_state") if key in state]
+    return ", ".join(words) or "nothing"
+
+
+def summary(found: list[dict[str, t.Any]]) -> str:
+    """All members in short."""
+    return "; ".join(f"{m['name']}: {m['role']}, {m['state']}" for m in found)
+
+
+def differences(wanted: Mapping[str, t.Any], live: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What of `wanted` is not so in `live`, as the body of a PATCH; None asks for a key to be gone.
+
+    Keys that `wanted` does not name belong to somebody else.
+    """
+    found: dict[str, t.Any] = {}
+    for key, value in wanted.items():
+        present = live.get(key)
+        if isinstance(value, Mapping):
+            inner = differences(value, present if isinstance(present, Mapping) else {})
+            if inner:
+                found[key] = inner
+        elif present != value:
+            found[key] = value
+    return found

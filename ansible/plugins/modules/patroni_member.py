@@ -1,0 +1,65 @@
+"""Let a Patroni member step aside, or wait until it does its part again.
+
+    - name: Hand leadership over
+      patroni_member: {name: data1, state: spare, rest: {url: ..., ca: ..., username: ..., password: ...}}
+
+`spare`: the member does not lead (a synchronous standby took over if it did) and, unless it is the only one
+(`alone: true`), the others have a leader and a synchronous standby, so that it may be stopped. `in_place`: it leads,
+or streams and counts as a synchronous standby.
+
+Result: changed (leadership moved), leader (the new one, if it moved).
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.json_https import NoAnswer
+from ansible.module_utils.patroni import REST, Patroni, PatroniError, connect
+
+
+def step_aside(patroni: Patroni, name: str, seconds: float, check: bool) -> dict[str, t.Any]:
+    """Hand over if needed and wait until the others can do without this member. Raises PatroniError or NoAnswer."""
+    if check:
+        return {"changed": False, "leader": None}
+    leader = patroni.hand_over(name, seconds)
+    patroni.wait_for(
+        f"the cluster can do without {name}: another leader with another synchronous standby",
+        lambda: patroni.others_suffice(name),
+        seconds,
+    )
+    return {"changed": leader is not None, "leader": leader}
+
+
+def main() -> None:
+    """Module entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "rest": REST,
+            "state": {"choices": ["spare", "in_place"], "required": True},
+            "alone": {"type": "bool", "default": False},
+            "timeout_s": {"type": "int", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    patroni = connect(params["rest"])
+    result: dict[str, t.Any] = {"changed": False, "leader": None}
+    try:
+        if params["state"] == "in_place":
+            patroni.wait_for(
+                f"{params['name']} is back in its place",
+                lambda: patroni.in_place(synchronous=not params["alone"]),
+                params["timeout_s"],
+            )
+        elif not params["alone"]:
+            result = step_aside(patroni, params["name"], params["timeout_s"], module.check_mode)
+    except (PatroniError, NoAnswer) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

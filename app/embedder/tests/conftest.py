@@ -1,0 +1,33 @@
+"""The release that hosts get, and a service that runs it."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedder_service import Service, running
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedder's release, unpacked as on a host."""
+    cache = REPOSITORY / "inventories/local/.state/releases"
+    command = [sys.executable, str(REPOSITORY / "ansible/bin/embedder.py"), f"--cache={cache}"]
+    built = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    target = tmp_path_factory.mktemp("release")
+    with tarfile.open(cache / built["archive"]) as archive:
+        archive.extractall(target, filter="tar")
+    return target
+
+
+@pytest.fixture(scope="session")
+def service(release: Path) -> Iterator[Service]:
+    """A service with the default settings, shared by tests that leave it as it was."""
+    with running(release) as one:
+        yield one

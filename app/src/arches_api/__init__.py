@@ -1,0 +1,1 @@
+"""The Arches HTTP API."""

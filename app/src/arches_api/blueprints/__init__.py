@@ -1,0 +1,1 @@
+"""Routes: HTTP in, HTTP out. SQL lives in models, rules in lib."""

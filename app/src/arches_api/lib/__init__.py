@@ -1,0 +1,1 @@
+"""What the blueprints and models stand on: settings, connections, security, observation."""

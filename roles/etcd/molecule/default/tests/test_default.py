@@ -1,0 +1,66 @@
+"""etcd keeps what it was given, talks only to holders of a certificate, and never starts as somebody else."""
+
+import pytest
+
+from lib.waiting import wait_for
+
+TLS = "/etc/arches/tls"
+DATA = "/var/lib/etcd/arches"
+
+
+@pytest.fixture
+def endpoint(host):
+    return f"https://{host.interface('host0').addresses[0]}:2379"
+
+
+@pytest.fixture
+def etcdctl(host, endpoint):
+    """Run etcdctl with the host's certificate."""
+    options = f"--endpoints={endpoint} --cacert={TLS}/ca.crt --cert={TLS}/host.crt --key={TLS}/host.key"
+
+    def run(command: str):
+        return host.run(f"etcdctl --command-timeout=3s {options} {command}")
+
+    return run
+
+
+def wait_until_healthy(etcdctl) -> None:
+    wait_for("the member is healthy", lambda: etcdctl("endpoint health").succeeded, timeout_s=30)
+
+
+def test_keeps_a_value_over_a_restart(host, etcdctl):
+    assert etcdctl("put key value").succeeded
+    host.run_expect([0], "systemctl restart etcd")
+    assert etcdctl("get --print-value-only key").stdout.strip() == "value"
+
+
+def test_refuses_a_client_without_a_certificate(host, endpoint):
+    refused = host.run(f"etcdctl --command-timeout=3s --endpoints={endpoint} --cacert={TLS}/ca.crt endpoint health")
+    assert refused.failed
+    assert "certificate required" in refused.stderr + host.check_output("journalctl -u etcd --no-pager -n 20") or (
+        "bad certificate" in refused.stderr or "tls" in refused.stderr.lower()
+    )
+
+
+def test_listens_on_its_own_address_only(host):
+    listeners = host.check_output("ss -Hltn '( sport = 2379 or sport = 2380 )'").split("\n")
+    address = host.interface("host0").addresses[0]
+    assert sorted(line.split()[3] for line in listeners) == [f"{address}:2379", f"{address}:2380"]
+
+
+def test_is_back_after_a_kill(host, etcdctl):
+    assert etcdctl("put survives kill").succeeded
+    host.run_expect([0], "systemctl kill -s KILL etcd")
+    wait_until_healthy(etcdctl)
+    assert etcdctl("get --print-value-only survives").stdout.strip() == "kill"
+
+
+def test_does_not_start_without_data_or_a_decision(host, etcdctl):
+    host.run_expect([0], f"systemctl stop etcd && mv {DATA} {DATA}.away && rm -f /run/arches/etcd-birth.env")
+    try:
+        host.run_expect([0], "systemctl start etcd")
+        assert not host.service("etcd").is_running
+        assert not host.file(DATA).exists
+    finally:
+        host.run_expect([0], f"mv {DATA}.away {DATA} && systemctl start etcd")
+    wait_until_healthy(etcdctl)

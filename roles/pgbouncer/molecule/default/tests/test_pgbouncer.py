@@ -1,0 +1,110 @@
+"""Postgres through PgBouncer: who gets in, what a shared connection keeps, how soon a killed pooler is back."""
+
+from testinfra.host import Host
+
+from lib.scenario import play
+from lib.waiting import wait_for
+
+SOCKET = "/run/postgresql"
+
+
+def psql(
+    host: Host, sql: str, *, user: str = "app", password: str = "app-secret", at: str = SOCKET, db: str = "arches"
+) -> str:
+    """Output of one statement through PgBouncer, errors included."""
+    where = f"host={at} port=6432 dbname={db} user={user} connect_timeout=10"
+    result = host.run("PGPASSWORD=%s timeout 30 psql -XAtq %s -c %s", password, where, sql)
+    return str(result.stdout + result.stderr).strip()
+
+
+def console(host: Host, command: str) -> str:
+    """Output of a command on PgBouncer's console."""
+    return psql(host, command, user="pgbouncer_admin", password="admin-secret", db="pgbouncer")
+
+
+def pid(host: Host) -> str:
+    """PgBouncer's main process."""
+    return str(host.check_output("systemctl show -p MainPID --value pgbouncer"))
+
+
+def test_sql_by_socket_and_by_loopback(host: Host) -> None:
+    assert psql(host, "SELECT current_user") == "app"
+    assert psql(host, "SELECT current_user", at="127.0.0.1") == "app"
+
+
+def test_listens_on_loopback_only(host: Host) -> None:
+    assert host.socket("tcp://127.0.0.1:6432").is_listening
+    assert not host.socket("tcp://0.0.0.0:6432").is_listening
+    assert not host.socket("tcp://:::6432").is_listening
+
+
+def test_server_connection_is_tls(host: Host) -> None:
+    assert psql(host, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == "t"
+
+
+def test_wrong_password_is_refused(host: Host) -> None:
+    assert "SASL authentication failed" in psql(host, "SELECT 1", password="wrong")
+    console_login = psql(host, "SHOW POOLS", user="pgbouncer_admin", password="wrong", db="pgbouncer")
+    assert "SASL authentication failed" in console_login
+
+
+def test_server_with_another_name_is_refused(host: Host) -> None:
+    """The same server, the same certificate, but asked for by a name that it does not carry."""
+    assert "FATAL" in psql(host, "SELECT 1", db="stranger")
+    assert "not present in server certificate" in host.check_output("journalctl -u pgbouncer -o cat --no-pager")
+
+
+def test_prepared_statements_survive_shared_connections(host: Host) -> None:
+    """Eight clients with named prepared statements share two server connections."""
+    host.check_output("echo 'SELECT :client_id + 1;' > /tmp/script.sql")
+    bench = f"pgbench -h {SOCKET} -p 6432 -U app -n -M prepared -c 8 -j 2 -t 200 -f /tmp/script.sql arches"
+    result = host.run(f"PGPASSWORD=app-secret PATH=/usr/lib/postgresql/17/bin:$PATH timeout 60 {bench}")
+    assert "number of transactions actually processed: 1600/1600" in result.stdout, result.stdout + result.stderr
+    backends = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
+    assert int(host.check_output("runuser -u postgres -- psql -XAtc %s", backends)) <= 2
+
+
+def test_killed_pooler_is_back_within_a_second(host: Host) -> None:
+    before = pid(host)
+    host.check_output("kill -9 %s", before)
+    wait_for("the pooler serves again", lambda: psql(host, "SELECT 1") == "1", timeout_s=20)
+    assert pid(host) != before
+    times = host.check_output("systemctl show -p ActiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic pgbouncer")
+    left, entered = (int(line.partition("=")[2]) for line in sorted(times.splitlines(), reverse=True))
+    assert 0 < entered - left < 1_000_000  # microseconds
+
+
+def test_pools_can_be_paused_and_resumed(host: Host) -> None:
+    assert console(host, "PAUSE arches") == ""
+    try:
+        assert "query_wait_timeout" in psql(host, "SELECT 1")
+    finally:
+        assert console(host, "RESUME arches") == ""
+    assert psql(host, "SELECT 1") == "1"
+    assert console(host, "RECONNECT arches") == ""
+    assert psql(host, "SELECT 1") == "1"
+
+
+def test_returning_server_is_used_soon(host: Host) -> None:
+    """With Debian's server_login_retry this takes 15 s."""
+    host.check_output("systemctl stop postgresql@17-main")
+    assert "server_login" in psql(host, "SELECT 1") or "connect" in psql(host, "SELECT 1")
+    host.check_output("systemctl start postgresql@17-main")
+    wait_for("the pool serves again", lambda: psql(host, "SELECT 1") == "1", timeout_s=10)
+
+
+def test_settings_are_reloaded_not_restarted(host: Host) -> None:
+    before = pid(host)
+    play(variables={"pgbouncer_pool_size": 1, "pgbouncer_users": [{"name": "app", "password": "other"}]})
+    assert "default_pool_size|1|" in console(host, "SHOW CONFIG")
+    assert "SASL authentication failed" in psql(host, "SELECT 1")
+    assert pid(host) == before
+    assert not host.file("/var/lib/arches/pending/pgbouncer").exists
+
+
+def test_port_needs_a_restart(host: Host) -> None:
+    """The last test: it leaves the pooler on another port."""
+    before = pid(host)
+    play(variables={"pgbouncer_port": 6433})
+    assert pid(host) != before
+    assert host.socket("tcp://127.0.0.1:6433").is_listening

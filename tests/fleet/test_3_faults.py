@@ -1,0 +1,155 @@
+"""Faults under load: what was acknowledged is there afterwards, and the fleet comes back by itself."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lib.client import edge_client, register_and_login
+from lib.fleet import Fleet
+from lib.history import History, Outcome, WriteLoad, lost
+from lib.waiting import wait_for
+
+
+def artifact_writer(fleet: Fleet, user: dict[str, str]) -> Callable[[str], tuple[Outcome, str | None]]:
+    """A write through the edge: one artifact. A refused request is a failure, a broken one is unknown."""
+    client = edge_client(fleet, timeout_s=10)
+
+    def write(key: str) -> tuple[Outcome, str | None]:
+        try:
+            answer = client.post("/v1/artifacts", json={"name": key, "text": f"text of {key}"}, headers=user)
+        except httpx.ConnectError:
+            return "fail", None
+        except httpx.HTTPError:
+            return "unknown", None
+        if answer.status_code == 201:
+            return "ok", answer.json()["id"]
+        return ("fail", None) if answer.status_code in (429, 503) else ("unknown", None)
+
+    return write
+
+
+def stored(fleet: Fleet, user: dict[str, str], history: History) -> set[str]:
+    """Which of the acknowledged artifacts the API still knows."""
+    with edge_client(fleet) as client:
+        answers = {
+            i: client.get(f"/v1/artifacts/{i}", headers=user).status_code for i in history.acknowledged().values()
+        }
+    assert set(answers.values()) <= {200, 404}, answers
+    return {i for i, status in answers.items() if status == 200}
+
+
+def acknowledged(history: History) -> int:
+    return history.counts()["ok"]
+
+
+def test_writes_survive_the_loss_of_the_leaders_host(
+    healthy: Fleet, user: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The leader of Postgres falls silent under load; another takes over, and the host comes back as a replica."""
+    history = History(tmp_path / "history.jsonl")
+    leader = healthy.status()[1]["postgres"]["leader"]
+    with WriteLoad(history, artifact_writer(healthy, user)):
+        wait_for("the load runs", lambda: acknowledged(history) >= 50, timeout_s=30)
+        killed_at = time.monotonic()
+        healthy.machines("killed", leader)
+        dead_at = time.monotonic()
+        wait_for(
+            "writes go on",
+            lambda: any(e.event == "ok" and e.at > dead_at + 3 for e in history.entries),
+            timeout_s=45,
+        )
+        resumed = acknowledged(history)
+        wait_for("the load goes on", lambda: acknowledged(history) >= resumed + 50, timeout_s=30)
+        ended_at = time.monotonic()
+    gap = history.longest_gap_s(killed_at, ended_at)
+    record_property("write_gap_s", round(gap, 1))
+    print(f"leader {leader} lost: longest gap between acknowledged writes {gap:.1f} s, {dict(history.counts())}")
+    assert gap <= 45
+    assert lost(history, stored(healthy, user, history)) == []
+    assert acknowledged(history) > 100
+
+    after = healthy.status()[1]["postgres"]["leader"]
+    assert after not in (None, leader)
+    healthy.machines("present", leader)
+    wait_for("the lost host is back in its place", healthy.healthy, timeout_s=120, interval_s=1)
+    assert healthy.status()[1]["postgres"]["leader"] == after
+
+
+def test_the_api_answers_while_redis_fails_over(healthy: Fleet, api: httpx.Client, user: dict[str, str]) -> None:
+    leader = healthy.status()[1]["redis"]["leader"]
+    healthy.ssh(leader, "systemctl kill -s KILL redis-server; systemctl stop redis-server")
+    try:
+        for n in range(10):
+            answer = api.post("/v1/artifacts", json={"name": f"during-{n}", "text": "Redis is away"}, headers=user)
+            assert answer.status_code == 201, answer.text
+        wait_for(
+            "Sentinel chose another leader",
+            lambda: healthy.status()[1]["redis"]["leader"] not in (None, leader),
+            timeout_s=40,
+            interval_s=1,
+        )
+    finally:
+        healthy.ssh(leader, "systemctl start redis-server")
+    register_and_login(api)
+
+
+def test_site_keeps_the_leaders_that_failovers_made(healthy: Fleet) -> None:
+    before = healthy.status()[1]
+    starts = healthy.unit_starts()
+    result = healthy.playbook("site.yml")
+    assert result.changed == 0, result.output[-4000:]
+    after = healthy.status()[1]
+    assert after["postgres"]["leader"] == before["postgres"]["leader"]
+    assert after["redis"]["leader"] == before["redis"]["leader"]
+    assert healthy.unit_starts() == starts
+
+
+def test_a_killed_pooler_is_back_within_a_second(healthy: Fleet, user: dict[str, str], tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    writers = 4
+    with WriteLoad(history, artifact_writer(healthy, user), workers=writers):
+        wait_for("the load runs", lambda: acknowledged(history) >= 40, timeout_s=30)
+        killed_at = time.monotonic()
+        healthy.ssh("api1", "systemctl kill -s KILL pgbouncer")
+        before = acknowledged(history)
+        wait_for("the load goes on", lambda: acknowledged(history) >= before + 100, timeout_s=30)
+    stamps = healthy.ssh(
+        "api1", "systemctl show pgbouncer -p InactiveEnterTimestampMonotonic -p ActiveEnterTimestampMonotonic --value"
+    ).stdout.split()
+    down_s = abs(int(stamps[1]) - int(stamps[0])) / 1e6
+    assert down_s <= 1, f"pgbouncer was down for {down_s} s"
+    broken = [e for e in history.entries if e.event in ("fail", "unknown")]
+    print(f"pooler killed: {dict(history.counts())}, down {down_s:.2f} s")
+    assert len(broken) <= writers, "only requests in flight may fail"
+    assert all(killed_at <= e.at <= killed_at + 5 for e in broken)
+    assert lost(history, stored(healthy, user, history)) == []
+
+
+def test_a_data_host_made_anew_rejoins_with_one_run(healthy: Fleet, api: httpx.Client, user: dict[str, str]) -> None:
+    created = api.post("/v1/artifacts", json={"name": "keep", "text": "before the loss"}, headers=user).json()["id"]
+    status = healthy.status()[1]
+    host = next(h for h in healthy.groups["data"] if h not in (status["postgres"]["leader"], status["redis"]["leader"]))
+    healthy.machines("killed", host)
+    healthy.machines("absent", host)
+    healthy.machines("present", host)
+    healthy.playbook("site.yml")
+    wait_for("the new host is a full member", healthy.healthy, timeout_s=120, interval_s=1)
+    assert api.get(f"/v1/artifacts/{created}", headers=user).status_code == 200
+    assert healthy.playbook("site.yml", "--limit", host).changed == 0
+
+
+@pytest.mark.parametrize("group", ["edge", "api", "data", "ops"])
+def test_a_rebooted_host_comes_back_by_itself(healthy: Fleet, api: httpx.Client, group: str) -> None:
+    host = healthy.groups[group][-1]
+    boot = healthy.ssh(host, "journalctl --list-boots -q | wc -l").stdout
+    healthy.ssh(host, "systemctl reboot", check=False)
+    wait_for(
+        f"{host} has booted again",
+        lambda: healthy.ssh(host, "journalctl --list-boots -q | wc -l", check=False).stdout not in ("", boot),
+        timeout_s=60,
+    )
+    wait_for("the fleet is healthy again", healthy.healthy, timeout_s=120, interval_s=1)
+    assert api.get("/health/ready").status_code == 200

@@ -1,0 +1,23 @@
+"""Loading an Ansible plugin of the project for a unit test."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import ansible.module_utils
+
+PROJECT = Path(__file__).resolve().parents[2]
+# As Ansible ships them to a host: ours beside its own.
+ansible.module_utils.__path__.append(str(PROJECT / "ansible" / "plugins" / "module_utils"))
+
+
+def load_plugin(kind: str, name: str) -> ModuleType:
+    """Import `ansible/plugins/<kind>/<name>.py` (an action and its module carry the same name)."""
+    path = PROJECT / "ansible" / "plugins" / kind / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"arches_{kind}_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

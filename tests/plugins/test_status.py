@@ -1,0 +1,99 @@
+"""`make status`: what it publishes, what it complains about, and what a person sees."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lib.plugins import PROJECT, load_plugin
+
+host_state = load_plugin("modules", "host_state")
+
+
+def load_status() -> ModuleType:
+    """The program as a module."""
+    loader = importlib.machinery.SourceFileLoader("arches_status", str(PROJECT / "ansible/bin/status"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+status = load_status()
+
+
+def answer() -> dict[str, Any]:
+    """What ansible/status.yml writes for two healthy hosts."""
+    well = {"release": None, "ready": None}
+    return {
+        "hosts": {
+            "api1": {**well, "failed_units": [], "units": {"api.socket": "active"}, "release": "1.2.0", "ready": True},
+            "data1": {**well, "failed_units": [], "units": {"etcd.service": "active", "patroni.service": "active"}},
+        },
+        "groups": {"all": ["api1", "data1"], "ungrouped": [], "api": ["api1"], "data": ["data1"]},
+        "addresses": {"api1": "192.0.2.21", "data1": "192.0.2.31"},
+        "fleet": {
+            "postgres": {"leader": "data1", "sync": [], "members": {}},
+            "redis": {"leader": "data1", "replicas": []},
+            "etcd": {"leader": "data1", "healthy": ["data1"]},
+        },
+        "complaints": [],
+        "name": "api.example",
+        "edge": "192.0.2.11",
+        "ca": str(PROJECT / "ca.crt"),
+    }
+
+
+def test_the_published_form() -> None:
+    shown = status.document(answer())
+    assert shown["hosts"]["data1"] == {
+        "groups": ["data"],
+        "address": "192.0.2.31",
+        "units": {"etcd.service": "active", "patroni.service": "active"},
+    }
+    assert (shown["postgres"]["leader"], shown["postgres"]["sync"]) == ("data1", [])
+    assert shown["redis"]["leader"] == "data1"
+    assert shown["release"] == {"api1": "1.2.0"}
+    assert shown["complaints"] == []
+
+
+@pytest.mark.parametrize(
+    ("breakage", "complaint"),
+    [
+        (lambda a: a["hosts"].update(data1={"unreachable": True}), "data1: cannot be reached"),
+        (lambda a: a["hosts"].update(data1={}), "data1: cannot be reached"),
+        (lambda a: a["hosts"]["data1"]["units"].update({"etcd.service": "failed"}), "data1: etcd.service is failed"),
+        (lambda a: a["hosts"]["data1"]["failed_units"].append("x.service"), "data1: x.service is failed"),
+        (lambda a: a["hosts"]["api1"].update(ready=False), "api1: the API is not ready"),
+        (lambda a: a["hosts"]["data1"].update(release="1.1.0"), "the API hosts serve different releases: 1.1.0, 1.2.0"),
+        (lambda a: a["complaints"].append("postgres: nobody leads"), "postgres: nobody leads"),
+    ],
+)
+def test_each_fault_is_named(breakage: Callable[[dict[str, Any]], None], complaint: str) -> None:
+    broken = answer()
+    breakage(broken)
+    assert status.document(broken)["complaints"] == [complaint]
+
+
+def test_the_table_has_a_line_for_each_host() -> None:
+    lines = status.table(status.document(answer())).splitlines()
+    assert lines[1].split() == ["api1", "api", "192.0.2.21", "1/1", "1.2.0"]
+    assert lines[2].split("  ")[-1] == "postgres, redis, etcd"
+
+
+def test_the_story_can_be_copied() -> None:
+    told = status.story(status.document(answer()), answer())
+    assert "--resolve api.example:443:192.0.2.11" in told
+    assert "Postgres is led by data1" in told
+
+
+def test_units_are_read_block_by_block() -> None:
+    shown = "Id=etcd.service\nActiveState=active\n\nId=patroni.service\nActiveState=failed\n"
+    assert host_state.unit_states(shown) == {"etcd.service": "active", "patroni.service": "failed"}
+    assert host_state.unit_states("") == {}

@@ -1,0 +1,160 @@
+"""Runs the layers of tests in order, prints the slowest steps and one closing line: `N passed, N failed`."""
+
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib.fleet import Fleet
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REPORTS = REPOSITORY / "results" / "tests"
+
+
+def ansible_files() -> list[str]:
+    """YAML files for ansible-lint. Given files it takes half the time: below a folder it checks each role's syntax."""
+    patterns = ("site.yml", "ansible/*.yml", "inventories/**/*.yml", "nginx/**/*.yml", "roles/**/*.yml")
+    files = {str(file.relative_to(REPOSITORY)) for pattern in patterns for file in REPOSITORY.glob(pattern)}
+    return sorted(file for file in files if "/molecule/" not in file and "/.state/" not in file)
+
+
+# The fast loop: two lanes beside each other, about equally long.
+CHECKS = [
+    [
+        ["ansible-lint", "--config-file", ".config/ansible-lint.yml", *ansible_files()],
+        ["pytest", "app/tests/unit", "tests/lib"],
+    ],
+    [
+        ["ruff", "format", "--check", "."],
+        ["ruff", "check", "."],
+        ["mypy"],
+        ["yamllint", "--strict", "."],
+        ["pytest", "tests/rules", "tests/plugins"],
+    ],
+]
+
+
+@dataclass
+class Tally:
+    """Counts of one run and the time each step took, in seconds."""
+
+    passed: int = 0
+    failed: int = 0
+    steps: dict[str, float] = field(default_factory=dict)
+
+
+def run(tally: Tally, name: str, command: list[str], capture: bool = False) -> bool:
+    """Run one step; a pytest step counts its tests, any other counts as one test."""
+    report = REPORTS / f"{name.replace(' ', '-').replace('/', '-')}.xml"
+    tests = "pytest" in command
+    if tests:
+        command = [*command, f"--junitxml={report}"]
+        report.unlink(missing_ok=True)
+    started = time.monotonic()
+    done = subprocess.run(
+        command, cwd=REPOSITORY, check=False, text=True,
+        stdout=subprocess.PIPE if capture else None, stderr=subprocess.STDOUT if capture else None,
+    )  # fmt: skip
+    tally.steps[name] = time.monotonic() - started
+    if capture and (done.returncode or tests):
+        print(f"--- {name}\n{done.stdout}", flush=True)
+    passed, failed = _counts(report) if tests else (1, 0)
+    if done.returncode and not failed:
+        # Also a runner that broke before it could report is a failure.
+        passed, failed = (passed if tests else 0), 1
+    tally.passed += passed
+    tally.failed += failed
+    print(f"=== {name}: {'ok' if not done.returncode else 'FAILED'} in {tally.steps[name]:.1f} s", flush=True)
+    return not done.returncode
+
+
+def _counts(report: Path) -> tuple[int, int]:
+    if not report.exists():
+        return 0, 0
+    suites = ElementTree.parse(report).getroot().iter("testsuite")
+    counts = [{k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")} for suite in suites]
+    failed = sum(c["failures"] + c["errors"] for c in counts)
+    return sum(c["tests"] - c["skipped"] for c in counts) - failed, failed
+
+
+def check(tally: Tally) -> None:
+    """Format, lint, types, repository rules, unit tests."""
+
+    def lane(commands: list[list[str]]) -> None:
+        for command in commands:
+            run(tally, " ".join(command[:2]), command, capture=True)
+
+    with ThreadPoolExecutor(len(CHECKS)) as pool:
+        list(pool.map(lane, CHECKS))
+
+
+def machines(tally: Tally) -> None:
+    """The provider of local machines."""
+    run(tally, "machines", ["pytest", "tests/machines"])
+
+
+def roles(tally: Tally) -> None:
+    """Molecule scenarios of the roles, two at a time."""
+    run(tally, "roles", ["pytest", "tests/molecule"])
+
+
+def app(tally: Tally) -> None:
+    """Releases; the embedder and its model; the API on real Postgres, PgBouncer and Redis (machine of `make dev`)."""
+    run(tally, "release", ["pytest", "tests/release"])
+    run(tally, "embedder", ["pytest", "app/embedder/tests"])
+    with fleet_of(tally, "dev", ["ansible-playbook", "-i", "inventories/dev", "ansible/dev.yml"]):
+        run(tally, "app", ["ansible/bin/dev", "exec", "pytest", "app/tests/integration"])
+
+
+def fleet(tally: Tally) -> None:
+    """The fleet of `make up`: brought up (and removed) here unless one is running."""
+    with fleet_of(tally, "local", []):
+        run(tally, "fleet", ["pytest", "tests/fleet"])
+
+
+def full(tally: Tally) -> None:
+    """What is long and rarely breaks: the data tier's roles on three machines each."""
+    run(tally, "roles ha", ["env", "SCENARIO=ha", "pytest", "tests/molecule"])
+
+
+@contextmanager
+def fleet_of(tally: Tally, environment: str, up: list[str]) -> Iterator[None]:
+    """Use the machines of an environment; machines that were not there before are removed afterwards."""
+    inventory = f"inventories/{environment}"
+    existed = Fleet(environment).exists()
+    try:
+        if up:
+            run(tally, f"up {environment}", up)
+        yield
+    finally:
+        if not existed:
+            run(
+                tally,
+                f"down {environment}",
+                ["ansible-playbook", "-i", inventory, "ansible/machines.yml", "-e", "state=absent"],
+            )
+
+
+def main(names: list[str]) -> int:
+    """Run the named layers; returns the exit status."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    os.environ["PATH"] = f"{REPOSITORY / '.venv/bin'}:{os.environ['PATH']}"
+    layers = {"check": check, "machines": machines, "roles": roles, "app": app, "fleet": fleet, "full": full}
+    tally = Tally()
+    for name in names:
+        layers[name](tally)
+    print("slowest steps:")
+    for step, seconds in sorted(tally.steps.items(), key=lambda item: -item[1])[:10]:
+        print(f"  {seconds:7.1f} s  {step}")
+    print(f"{tally.passed} passed, {tally.failed} failed")
+    return 1 if tally.failed or not tally.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
