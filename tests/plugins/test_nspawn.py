@@ -208,6 +208,7 @@ def test_processes_are_told_apart_by_their_groups(tmp_path: Path, monkeypatch: p
     process(12, "systemd", "/user/arches/t1-a/payload/init.scope", "12\t1")
     process(13, "private", "/user/arches/t1-a/payload/system.slice/x.service", "13\t20\t1")
     process(14, "gone", "/user/arches/t1-b/payload/init.scope", "14\t1", "Z (zombie)")
+    process(15, "systemd", "/user/arches/t1-b/payload/init.scope (deleted)", "15\t1", "Z (zombie)")
     process(20, "sh", "/arches.slice/arches-t2-c.scope/keeper", "20")
     process(21, "systemd", "/arches.slice/arches-t2-c.scope/payload/init.scope", "21\t1")
     process(30, "bash", "/user.slice", "30")

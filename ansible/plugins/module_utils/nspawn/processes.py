@@ -50,7 +50,8 @@ def scan() -> dict[str, Processes]:
     for pid in os.listdir(_PROC):
         groups = _read(f"{_PROC}/{pid}/cgroup") if pid.isdigit() else ""
         match = _GROUP.search(groups)
-        if match is None:
+        # A removed group holds only the dead that nobody has reaped yet.
+        if match is None or (match["rest"] or "").endswith(" (deleted)"):
             continue
         processes = found.setdefault(match["machine"], Processes())
         if match["part"] == "payload" and match["rest"] not in (None, "/init.scope"):
