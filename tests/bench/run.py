@@ -146,7 +146,7 @@ def search(fleet: Fleet) -> dict[str, Any]:
 
 def up_and_down(fleet: Fleet) -> dict[str, dict[str, Any]]:
     """`make up` from a cached image; only measured when no fleet is running."""
-    empty = seconds(lambda: command("ansible", "localhost", "-m", "ping"))
+    empty = seconds(lambda: command("ansible-inventory", "-i", str(fleet.inventory), "--host", "edge1"))
     up = seconds(lambda: command("make", "up"))
     site = seconds(lambda: fleet.playbook("site.yml"))
     return {"up": measured([up], "s", 300, site, "site.yml with nothing to change")} | {
@@ -174,7 +174,7 @@ def main(names: list[str]) -> int:
             results[name] = measure(fleet)
     if own:
         down = seconds(lambda: command("make", "down", "FORCE=1"))
-        results["down"] = measured([down], "s", 5, start, "ansible -m ping of localhost")
+        results["down"] = measured([down], "s", 5, start, "ansible-inventory: Ansible's own start")
     path = REPOSITORY / "results" / "bench.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
