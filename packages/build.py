@@ -110,7 +110,9 @@ def explained(name: str, said: str) -> str:
 def require_go() -> None:
     """Raises BuildError when there is no Go that is new enough."""
     if shutil.which("go") is None:
-        raise BuildError(f"Go {'.'.join(map(str, GO))} or newer was not found: put it on PATH (the packages are built from source).")
+        raise BuildError(
+            f"Go {'.'.join(map(str, GO))} or newer was not found: put it on PATH (the packages are built from source)."
+        )
     said = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.strip()
     version = re.match(r"go(\d+)\.(\d+)", said)
     if version is None or (int(version[1]), int(version[2])) < GO:
@@ -121,7 +123,9 @@ def require_space(cache: Path) -> None:
     """Raises BuildError when a build would fill the disk."""
     free = shutil.disk_usage(cache).free / 2**30
     if free < SPACE_GIB:
-        raise BuildError(f"{cache}: {free:.1f} GiB are free, a build needs {SPACE_GIB}. Free some, or set ARCHES_CACHE to another disk.")
+        raise BuildError(
+            f"{cache}: {free:.1f} GiB are free, a build needs {SPACE_GIB}. Free some, or set ARCHES_CACHE to another disk."
+        )
 
 
 def tool(name: str, main: str, cache: Path) -> Path:
@@ -173,7 +177,9 @@ def build(package: Package, cache: Path) -> Path:
             capture_output=True, check=False, env={**os.environ, "SOURCE_DATE_EPOCH": "0"},
         )  # fmt: skip
         if done.returncode:
-            raise BuildError(f"packages/{package.name}/nfpm.yml: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            raise BuildError(
+                f"packages/{package.name}/nfpm.yml: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+            )
         result.rename(target)
     return built(package, cache) or target
 

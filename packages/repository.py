@@ -33,7 +33,9 @@ def run(*argv: str | Path, folder: Path | None = None, stdin: bytes | None = Non
     if shutil.which(program) is None:
         raise RepositoryError(f"{program} was not found: run `make environment`, which installs it.")
     environment = {**os.environ, "GNUPGHOME": str(home)} if home else None
-    done = subprocess.run([str(word) for word in argv], cwd=folder, input=stdin, capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        [str(word) for word in argv], cwd=folder, input=stdin, capture_output=True, env=environment, check=False
+    )
     if done.returncode:
         raise RepositoryError(f"{program} failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
