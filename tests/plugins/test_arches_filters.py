@@ -95,3 +95,38 @@ def test_the_guard_admits_what_the_rules_admit() -> None:
     assert guard["admits"](given, "10.9.9.9", 22)
     assert not guard["admits"](given, "10.9.9.8", 22) and not guard["admits"](given, "10.9.9.9", 2222)
     assert guard["admits"](rules("a", port=20, count=3, **{"from": ["world"]}), "192.0.2.1", 22)
+
+
+MEASURED = {
+    "metrics_gateway": {"hosts": "all", "port": 9998},
+    "one": {"hosts": "data", "port": 9100, "metrics": {}},
+    "some": {"hosts": "api", "port": 9090, "count": "per_core", "metrics": {}},
+    "silent": {"hosts": "api", "port": 1},
+}
+
+
+def test_what_is_measured_is_scraped_through_its_hosts_gateway() -> None:
+    one, some = filters.scrape_jobs(MEASURED, GROUPS, HOSTVARS)
+    assert one == {
+        "job": "one",
+        "targets": [{"target": "10.0.0.4:9998", "module": "one", "host": "d", "instance": "d"}],
+    }
+    assert some["job"] == "some"
+    assert [(t["module"], t["instance"]) for t in some["targets"]] == [
+        ("some-1", "a:1"), ("some-2", "a:2"), ("some-1", "b:1"), ("some-2", "b:2"),
+    ]  # fmt: skip
+
+
+def test_a_probe_asks_every_host_of_its_service() -> None:
+    services = {"web": {"hosts": "api", "port": 443}}
+    probe = {"job": "probe_web", "module": "http", "service": "web", "target": "https://{address}:{port}/ready"}
+    assert filters.probe_jobs([probe], services, GROUPS, HOSTVARS) == [
+        {
+            "job": "probe_web",
+            "module": "http",
+            "targets": [
+                {"host": "a", "target": "https://10.0.0.2:443/ready"},
+                {"host": "b", "target": "https://10.0.0.3:443/ready"},
+            ],
+        }
+    ]

@@ -70,6 +70,57 @@ def certificates(host: str, address: str, member_of: Sequence[str], domain: str)
     return [own, {"name": "edge", "common_name": f"api.{domain}", "names": [f"api.{domain}"]}]
 
 
+def scrape_jobs(services: Mapping[str, Mapping[str, Any]], groups: Groups, hostvars: Hosts) -> list[dict[str, Any]]:
+    """What Prometheus scrapes, one job for each service with `metrics`, through the metrics gateway of its hosts.
+
+    Each target has the gateway's address, the module to ask there (`gateway_modules`), its host and its instance.
+    """
+    gateway = services["metrics_gateway"]["port"]
+    jobs = []
+    for name, service in services.items():
+        if "metrics" not in service:
+            continue
+        targets = []
+        for host in groups.get(service["hosts"], []):
+            count = hostvars[host]["cpus"] if service.get("count") == "per_core" else int(service.get("count", 1))
+            targets += [
+                {
+                    "target": f"{hostvars[host]['address']}:{gateway}",
+                    "module": name if count == 1 else f"{name}-{number}",
+                    "host": host,
+                    "instance": host if count == 1 else f"{host}:{number}",
+                }
+                for number in range(1, count + 1)
+            ]
+        jobs.append({"job": name, "targets": targets})
+    return jobs
+
+
+def probe_jobs(
+    probes: Sequence[Mapping[str, str]], services: Mapping[str, Mapping[str, Any]], groups: Groups, hostvars: Hosts
+) -> list[dict[str, Any]]:
+    """What is asked from outside: for each probe its job, its module, and a target on every host of its service.
+
+    A probe is {job, module, service, target}; `target` holds {address} and {port}.
+    """
+    return [
+        {
+            "job": probe["job"],
+            "module": probe["module"],
+            "targets": [
+                {
+                    "host": host,
+                    "target": probe["target"].format(
+                        address=hostvars[host]["address"], port=services[probe["service"]]["port"]
+                    ),
+                }
+                for host in groups.get(services[probe["service"]]["hosts"], [])
+            ],
+        }
+        for probe in probes
+    ]
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -80,4 +131,6 @@ class FilterModule:
             "edge_lines": edge_lines,
             "firewall_rules": firewall_rules,
             "host_lines": host_lines,
+            "probe_jobs": probe_jobs,
+            "scrape_jobs": scrape_jobs,
         }
