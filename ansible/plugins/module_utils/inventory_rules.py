@@ -21,10 +21,11 @@ PLACEHOLDER = "CHANGE-ME"
 
 # What runs on a host of a group, as named in `sizes`; the API runs once per core.
 COMPONENTS = {
-    "all": ["system"],
+    "all": ["system", "exporters", "collector"],
     "edge": ["nginx"],
     "api": ["api", "embedder", "pgbouncer", "haproxy"],
     "data": ["etcd", "postgres", "redis"],
+    "ops": ["apt_repository", "prometheus", "alertmanager", "loki", "jaeger", "grafana"],
 }
 
 # The two outside parties that the service map may name in `from`.
