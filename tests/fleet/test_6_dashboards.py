@@ -23,7 +23,7 @@ from lib.waiting import wait_for
 
 # Two scrapes after the requests, so that rates have something to compare; the rest is for a busy computer.
 SOON_S = 90.0
-# Runs on the host of Prometheus and Loki: asks all addresses at once, with the host's certificate, and prints the answers.
+# Runs on the host of Prometheus and Loki: asks all addresses at once, with its certificate, and prints the answers.
 ASK = """
 import concurrent.futures, json, ssl, sys, urllib.error, urllib.request
 context = ssl.create_default_context(cafile="/etc/arches/tls/ca.crt")
