@@ -50,8 +50,8 @@ BOARD = board(
                  (f"arches_searches_total{{{HOSTS}}}", "{{mode}}"), by="mode"),
             quantiles("Embedder", "Time of a request to the embedder, waiting included.", "s",
                       f"embedder_request_seconds_bucket{{{HOSTS}}}"),
-            rate("Texts embedded", "Texts per second that the embedders have read.", "cps",
-                 (f"embedder_texts_total{{{HOSTS}}}", "{{host}}"), by="host"),
+            lines("Embedding backlog", "Artifacts that wait for an embedding.", "short",
+                  (f"max(arches_embedding_backlog{{{HOSTS}}})", "waiting")),
         ],
         [
             rate("Processor time", "Seconds of processor time per second of each host's API processes.", "short",

@@ -21,7 +21,7 @@ BOARD = board(
                    'min(probe_ssl_earliest_cert_expiry{job="probe_edge"}) - time()', bad_below=14 * 86400),
         ],
         [
-            rate("Requests by status", "Requests per second in the access log, by status.", "reqps",
+            rate("Requests by status", "Requests per second in the access log, health checks left out.", "reqps",
                  ("edge_requests_total", "{{code}}"), by="code"),
             quantiles("Duration", "Time from a request's first byte to the last byte of its answer.", "s",
                       "edge_request_seconds_bucket"),

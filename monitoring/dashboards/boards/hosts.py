@@ -45,12 +45,12 @@ BOARD = board(
             lines("Network: errors", "Packets per second that were wrong or dropped.", "pps",
                   (f'sum by (host) (rate(node_network_receive_errs_total{{device!="lo",{HOSTS}}}[$__rate_interval]) '
                    f'+ rate(node_network_receive_drop_total{{device!="lo",{HOSTS}}}[$__rate_interval]))', "{{host}}")),
-            lines("TCP connections", "Established TCP connections.", "short",
-                  (f"node_netstat_Tcp_CurrEstab{{{HOSTS}}}", "{{host}}")),
+            lines("Open files", "File descriptors that are open.", "short",
+                  (f"node_filefd_allocated{{{HOSTS}}}", "{{host}}")),
         ],
         [
-            rows("Operating systems", "Which operating system each host runs.", "short",
-                 f"max by (host, pretty_name) (node_os_info{{{HOSTS}}})"),
+            rows("Kernels", "Which kernel each host runs.", "short",
+                 f"max by (host, release) (node_uname_info{{{HOSTS}}})"),
             log_rate("Log lines", "Lines per second by level.", f"{{{HOSTS}}}", "host, level"),
         ],
         [log_lines("Log", "What the hosts wrote.", f"{{{HOSTS}}}")],

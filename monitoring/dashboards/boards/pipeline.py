@@ -44,6 +44,10 @@ BOARD = board(
                   ("sum by (host) (loki_ingester_memory_streams)", "{{host}}")),
         ],
         [
+            rate("API: spans", "Spans per second by what became of them.", "cps",
+                 ("arches_spans_total", "{{outcome}}"), by="outcome"),
+            rate("Jaeger: spans", "Spans per second that Jaeger takes.", "cps",
+                 ('otelcol_receiver_accepted_spans_total{job="jaeger"}', "{{receiver}}"), by="receiver"),
             rate("Jaeger: requests to its store", "Reads and writes of Jaeger's store per second.", "cps",
                  ("jaeger_storage_requests_total", "{{operation}} {{result}}"), by="operation, result"),
             lines("Memory", "Resident memory of each part.", "bytes",

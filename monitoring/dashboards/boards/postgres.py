@@ -51,8 +51,8 @@ BOARD = board(
                   (f'pg_database_size_bytes{{{HOSTS},datname!~"template.*"}}', "{{host}} {{datname}}")),
             lines("Dead rows", "Rows that autovacuum has still to remove, the five largest tables.", "short",
                   (f"topk(5, pg_stat_user_tables_n_dead_tup{{{HOSTS}}})", "{{host}} {{relname}}")),
-            lines("Locks", "Locks that are held, by kind.", "short",
-                  (f"sum by (host, mode) (pg_locks_count{{{HOSTS}}})", "{{host}} {{mode}}")),
+            lines("Way to the wraparound", "Transactions since the oldest row that is not yet frozen.", "short",
+                  (f"max by (host) (pg_database_wraparound_age_datfrozenxid_seconds{{{HOSTS}}})", "{{host}}")),
         ],
         [
             lines("etcd knows a leader", "1 where a member of etcd knows a leader.", "short",

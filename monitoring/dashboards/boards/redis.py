@@ -14,7 +14,7 @@ BOARD = board(
         [
             number("Leaders", "Servers that call themselves leader: one, always.", "short",
                    'count(redis_instance_info{role="master"})', bad_from=2),
-            number("Replicas", "Replicas that are connected to the leader.", "short", 
+            number("Replicas", "Replicas that are connected to the leader.", "short",
                    'max(redis_connected_slaves{job="redis_exporter"})',
                    bad_below=1),
             number("Sentinels", "Sentinels that agree that they can be reached, the fewest that one of them sees.",
