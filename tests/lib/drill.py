@@ -263,17 +263,20 @@ def run_wave(fleet: Fleet, webhook: Webhook, names: Sequence[str], table: Mappin
 def _wait_for_notice(webhook: Webhook, name: str, run: _Running) -> list[str]:
     left = run.caused_at + run.limit_s - time.time()
     try:
-        run.notification = wait_for(
+        notification = wait_for(
             f"{name} is notified",
             lambda: webhook.fired(name, run.caused_at, _labels(run.drill)),
             timeout_s=max(left, 1),
         )
     except TimeoutError:
         return [f"{name}: no notification within {run.limit_s} s of its cause"]
-    took = run.notification.at - run.caused_at
+    if notification is None:
+        return [f"{name}: no notification"]
+    run.notification = notification
+    took = notification.at - run.caused_at
     print(f"{name}: notified after {took:.0f} s (at most {run.limit_s} s)")
-    wanted = {"page": "/page", "ticket": "/ticket", "none": "/watchdog"}[run.notification.labels["severity"]]
-    wrong = [f"{name}: came to {run.notification.path}, not {wanted}"] if run.notification.path != wanted else []
+    wanted = {"page": "/page", "ticket": "/ticket", "none": "/watchdog"}[notification.labels["severity"]]
+    wrong = [f"{name}: came to {notification.path}, not {wanted}"] if notification.path != wanted else []
     return wrong + ([f"{name}: notified after {took:.0f} s, not {run.limit_s} s"] if took > run.limit_s else [])
 
 

@@ -1,7 +1,6 @@
 """The drills without a fleet: lowered rules, waves, and that everything is undone whatever happens."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from lib.drill import (
     seconds,
     waves,
 )
-from lib.fleet import Fleet
+from lib.fleet import REPOSITORY, Fleet
 from lib.webhook import Notification, Webhook
 
 RULES = """
@@ -158,7 +157,7 @@ def say(webhook: Webhook, status: str, path: str = "/page", **labels: str) -> No
     webhook.record([Notification(now, path, status, "f", now, labels)])
 
 
-def act(fleet: Mapping[str, Any] | None = None, **_: Any) -> None:
+def act(fleet: Fleet) -> None:
     """Nothing, but not `nothing`."""
 
 
@@ -241,7 +240,7 @@ def test_the_rule_of_the_tree_can_be_lowered(name: str) -> None:
 
 
 def test_the_runbooks_say_how_each_alert_is_caused() -> None:
-    text = (library.REPOSITORY / "docs/runbooks/README.md").read_text()
+    text = (REPOSITORY / "docs/runbooks/README.md").read_text()
     for name, entry in alerts.DRILLS.items():
         row = f"| {name} | {entry.way} |"
         assert (row in text) == (entry.way != "as it is"), f"docs/runbooks/README.md: write `{row} why |`"

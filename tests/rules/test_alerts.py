@@ -148,11 +148,12 @@ def pages_name_playbooks(repository: Repository) -> Iterator[str]:
 
 def alerts_have_unit_tests(repository: Repository) -> Iterator[str]:
     """promtool sees it fire, and sees it not fire."""
-    fires, silent = set(), set()
+    fires: set[str] = set()
+    silent: set[str] = set()
     for file in repository.match("monitoring/rules/tests/*.yml"):
         for test in (repository.yaml(file) or {}).get("tests") or []:
             for case in test.get("alert_rule_test") or []:
-                (fires if case.get("exp_alerts") else silent).add(case.get("alertname"))
+                (fires if case.get("exp_alerts") else silent).add(str(case.get("alertname")))
     for alert in alerts(repository):
         for seen, what in ((fires, "fires"), (silent, "does not fire (`exp_alerts: []`)")):
             if alert.name not in seen:
