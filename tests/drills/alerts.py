@@ -170,12 +170,16 @@ def redis_saves(may: bool) -> Act:
     return act
 
 
-# Holds every server connection of a pool, and has others wait for one.
+# Holds every server connection of a pool, and has others wait for one. They begin one after the other: a pool refuses
+# whoever has waited for five seconds, and somebody must be waiting at any moment.
 POOL_CLIENTS = """
 export PGPASSWORD=$(awk -F'"' '$2 == "app" { print $4 }' /etc/pgbouncer/userlist.txt)
-for n in $(seq 40); do
-  while :; do psql -qX -h /run/postgresql -p 6432 -U app arches -c 'SELECT pg_sleep(20)' || sleep 1; done &
-done
+hold='BEGIN; SET LOCAL statement_timeout = 0; SELECT pg_sleep(600); COMMIT'
+client() {
+  sleep $(($1 / 8))
+  while :; do psql -qX -h /run/postgresql -p 6432 -U app arches -c "$hold" || sleep 0.2; done
+}
+for n in $(seq 40); do client $n & done
 wait
 """
 # Lines that Loki refuses: they are a month old.
@@ -189,7 +193,7 @@ while True:
     request = urllib.request.Request("https://ADDRESS/loki/api/v1/push", body, {"Content-Type": "application/json"})
     try:
         urllib.request.urlopen(request, context=tls, timeout=5).close()
-    except urllib.error.HTTPError:
+    except OSError:
         pass
     time.sleep(2)
 """
