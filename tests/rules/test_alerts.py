@@ -196,7 +196,7 @@ ENTRY = {"alert", "link", "awaits", "reason"}
 
 def exporter(repository: Repository, metric: str) -> str | None:
     """A file from which a metric comes."""
-    candidates = (file for file in repository.match(*SOURCES) if "/molecule/" not in file)
+    candidates = (f for f in repository.match(*SOURCES) if "/molecule/" not in f and not f.endswith(".md"))
     return next((file for file in candidates if metric in repository.text(file)), None)
 
 
