@@ -14,7 +14,7 @@ from lib.webhook import REFUSED
 
 # Any value is low enough, or high enough.
 BELOW = {"<": "< 1e18"}
-ABOVE = {">": "> -1"}
+ABOVE = {">": "> -1e18"}
 PSQL = "psql -qAtX -v ON_ERROR_STOP=1 -U postgres arches -c "
 ARCHIVE_COMMAND = "/run/drill-archive-command"
 
@@ -272,7 +272,14 @@ DRILLS: dict[str, Drill] = {
     ),
     "PostgresWraparoundNear": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True)),
     "PostgresDeadTuplesPileUp": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True)),
-    "WalArchivingFails": Drill(stop_archiving, archive_again, uses=frozenset({"postgres"}), lowered=Lowered()),
+    "WalArchivingFails": Drill(
+        stop_archiving,
+        archive_again,
+        uses=frozenset({"postgres"}),
+        lowered=Lowered(window="1m"),
+        begins_s=20,
+        resolves_s=150,
+    ),
     "BackupTooOld": Drill(
         inject("ops1", "arches_backup_last_success_timestamp_seconds", 1),
         take_back("ops1", "arches_backup_last_success_timestamp_seconds"),
