@@ -43,7 +43,7 @@ def nothing(fleet: Fleet) -> None:
 class Lowered:
     """A copy of the rule in the tree with other numbers.
 
-    :param compare: operator to comparison, e.g. ``{">": "> -1e18"}``: every comparison with a number by ``>`` or ``>=``.
+    :param compare: operator to comparison: ``{">": "> 0"}`` for every comparison with a number by ``>`` or ``>=``.
     :param window: range instead of every range of the expression, e.g. ``1m``.
     :param for_s: seconds instead of the rule's ``for``.
     :param always: whether the copy fires without a cause, so that undoing means making it false.
