@@ -128,12 +128,13 @@ async def measure(organization: uuid.UUID, token: str) -> dict[str, Any]:
     from arches_api.lib.metrics import Metrics
     from arches_api.lib.settings import load_settings
     from arches_api.lib.tenants import TenantSizes
+    from arches_api.lib.tracing import Tracing
     from arches_api.models import artifacts
 
     settings, metrics = load_settings(os.environ), Metrics("bench")
     database = Database(settings.database_url, max_connections=1, wait=3, release="bench", metrics=metrics)
     provider = create_embeddings(settings)
-    task = EmbeddingTask(database, provider, metrics, retry=1)
+    task = EmbeddingTask(database, provider, metrics, Tracing(settings, metrics), retry=1)
     sizes = TenantSizes(settings.search_exact_rows)
     asked = [
         artifacts.Embedding(as_sql(vector), MODEL, DIMENSIONS)

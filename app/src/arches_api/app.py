@@ -25,11 +25,13 @@ from .lib.services import EXTENSION, Services, create_limits
 from .lib.settings import Settings
 from .lib.tenants import TenantSizes
 from .lib.tokens import AccessTokens
+from .lib.tracing import Tracing
 
 
 def create_services(settings: Settings) -> Services:
     """Everything a process needs, made but not connected."""
     metrics = Metrics(settings.release)
+    tracing = Tracing(settings, metrics)
     database = Database(
         settings.database_url,
         max_connections=settings.database_max_connections,
@@ -37,12 +39,13 @@ def create_services(settings: Settings) -> Services:
         release=settings.release,
         metrics=metrics,
     )
-    redis = RedisLeader(settings, metrics)
+    redis = RedisLeader(settings, metrics, tracing)
     drain = Drain(metrics)
-    embeddings = create_embeddings(settings)
+    embeddings = create_embeddings(settings, tracing)
     return Services(
         settings=settings,
         metrics=metrics,
+        tracing=tracing,
         database=database,
         redis=redis,
         limits=RateLimits(redis, metrics),
@@ -50,7 +53,7 @@ def create_services(settings: Settings) -> Services:
         passwords=Passwords(),
         tokens=AccessTokens(settings.jwt_secrets, settings.jwt_expiry),
         embeddings=embeddings,
-        embedding_task=EmbeddingTask(database, embeddings, metrics, retry=settings.embeddings_retry),
+        embedding_task=EmbeddingTask(database, embeddings, metrics, tracing, retry=settings.embeddings_retry),
         tenant_sizes=TenantSizes(settings.search_exact_rows),
         readiness=Readiness(database, redis, drain, level=migrate.newest_level()),
         drain=drain,
@@ -75,6 +78,7 @@ def create_app(settings: Settings) -> Quart:
     register_error_handlers(app)
 
     async def on_database_error(error: DatabaseAway | OutcomeUnknown) -> Response:
+        seen()["error"] = type(error).__name__
         return problem_of(error).response()
 
     app.register_error_handler(DatabaseAway, on_database_error)
@@ -87,6 +91,7 @@ def create_app(settings: Settings) -> Quart:
 
     @app.while_serving
     async def connections() -> AsyncGenerator[None]:
+        services.tracing.start()
         await services.database.open()
         task = asyncio.create_task(services.embedding_task.run(), name="embeddings")
         yield
@@ -97,6 +102,9 @@ def create_app(settings: Settings) -> Quart:
         await services.embeddings.close()
         await services.redis.close()
         await services.database.close()
+        await services.tracing.close()
 
-    app.asgi_app = Observed(app.asgi_app, services.metrics, services.drain, settings.trusted_hops)  # type: ignore[method-assign]
+    app.asgi_app = Observed(  # type: ignore[method-assign]
+        app.asgi_app, services.metrics, services.tracing, services.drain, settings.trusted_hops
+    )
     return app

@@ -25,7 +25,9 @@ class StubEmbedder:
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stub.calls.append({"path": self.path, "authorization": self.headers["Authorization"], **asked})
+                headers = {name: self.headers[name] for name in ("Authorization", "traceparent")}
+                headers = {name.lower(): value for name, value in headers.items()}
+                stub.calls.append({"path": self.path, **headers, **asked})
                 stub.gate.wait(20)
                 content = json.dumps(stub.answer(asked["input"])).encode()
                 self.send_response(stub.status)

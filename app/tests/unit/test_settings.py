@@ -37,7 +37,8 @@ SECRET = "hunter2hunter2"
         ("EMBEDDINGS_DIMENSIONS", "1536", "from 384 to 384"),
         ("STORAGE_TYPE", "s3", "AWS_BUCKET"),
         ("METRICS_ENABLED", "yes", "one of true, false"),
-        ("TRACING_ENABLED", "true", "write false"),
+        ("TRACING_ENABLED", "yes", "one of true, false"),
+        ("TRACING_ENDPOINT", "127.0.0.1:4318", "write http or https, such as http://127.0.0.1:4318/v1/traces"),
     ],
 )
 def test_a_bad_value_is_one_line_with_the_variable_and_the_fix(

@@ -12,6 +12,7 @@ from ..models.artifacts import Embedding, Job
 from .database import Database, DatabaseAway, OutcomeUnknown
 from .embeddings import Embeddings, EmbeddingsAway, EmbeddingsRefused, as_sql
 from .metrics import Metrics
+from .tracing import Tracing
 
 NOW_PATIENCE = 1.5  # seconds a request waits for its vector
 NOW_CALLS = 4  # requests that may wait at once; under load the rest is left to the background
@@ -29,11 +30,14 @@ log = structlog.get_logger()
 class EmbeddingTask:
     """The only place that calls the provider; never inside a database transaction."""
 
-    def __init__(self, database: Database, provider: Embeddings, metrics: Metrics, *, retry: float) -> None:
+    def __init__(
+        self, database: Database, provider: Embeddings, metrics: Metrics, tracing: Tracing, *, retry: float
+    ) -> None:
         """`retry` is the pause, in seconds, between looks at the outbox."""
         self._database = database
         self._provider = provider
         self._metrics = metrics
+        self._tracing = tracing
         self._retry = retry
         self._calls = 0
         self._cleaned = time.monotonic()
@@ -73,8 +77,16 @@ class EmbeddingTask:
         """Embeds one batch; returns how many it claimed. Raises EmbeddingsAway, DatabaseAway, OutcomeUnknown."""
         async with self._database.transaction() as connection:
             jobs = await artifacts.claim_jobs(connection, BATCH, LEASE)
+            waiting = await artifacts.count_jobs(connection)
+        self._metrics.embedding_backlog.set(waiting)
         if not jobs:
             return 0
+        with self._tracing.work("embed"):
+            await self._work_on(jobs)
+        self._metrics.embedding_backlog.set(max(waiting - len(jobs), 0))
+        return len(jobs)
+
+    async def _work_on(self, jobs: list[Job]) -> None:
         try:
             done = await self._embed(jobs)
         except EmbeddingsAway:
@@ -91,7 +103,6 @@ class EmbeddingTask:
                     await self._postpone([job.artifact_id], REFUSED_DELAY, failed=True)
         async with self._database.transaction() as connection:
             await artifacts.finish_jobs(connection, done)
-        return len(jobs)
 
     async def _embed(self, jobs: list[Job]) -> list[tuple[UUID, Embedding]]:
         texts = [f"{job.name}\n{job.text}" for job in jobs]

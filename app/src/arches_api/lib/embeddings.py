@@ -12,6 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from .settings import Settings
+from .tracing import Tracing
 
 # A model reads a few hundred tokens; more text only costs time.
 MAX_CHARACTERS = 8000
@@ -51,7 +52,7 @@ class _Answer(BaseModel):
 class HttpEmbeddings:
     """`POST <url>/embeddings` as OpenAI defined it. After a failure it is left alone for a moment."""
 
-    def __init__(self, url: str, model: str, dimensions: int, key: str | None) -> None:
+    def __init__(self, url: str, model: str, dimensions: int, key: str | None, tracing: Tracing | None = None) -> None:
         self.model = model
         self.dimensions = dimensions
         self._rest_until = 0.0
@@ -61,6 +62,8 @@ class HttpEmbeddings:
             limits=httpx.Limits(max_connections=20, max_keepalive_connections=10),
             trust_env=False,
         )
+        if tracing is not None:
+            tracing.http(self._client)
 
     async def embed(self, texts: Sequence[str], *, patience: float) -> list[list[float]]:
         if time.monotonic() < self._rest_until:
@@ -122,12 +125,16 @@ class HashEmbeddings:
         return
 
 
-def create_embeddings(settings: Settings) -> Embeddings:
+def create_embeddings(settings: Settings, tracing: Tracing | None = None) -> Embeddings:
     """The provider that the settings name."""
     if settings.embeddings == "hash":
         return HashEmbeddings(settings.embeddings_dimensions)
     return HttpEmbeddings(
-        settings.embeddings_url, settings.embeddings_model, settings.embeddings_dimensions, settings.embeddings_key
+        settings.embeddings_url,
+        settings.embeddings_model,
+        settings.embeddings_dimensions,
+        settings.embeddings_key,
+        tracing,
     )
 
 

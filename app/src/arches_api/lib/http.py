@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 
 import structlog
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from opentelemetry.trace import Span
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from quart import Response, request
 from quart_schema import document_querystring, document_request, document_response
@@ -21,6 +22,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from .drain import Drain
 from .metrics import Metrics
 from .problems import Problem
+from .tracing import Tracing, answered, trace_id
 
 type Handler = Callable[..., Awaitable[Response]]
 
@@ -193,27 +195,44 @@ def _request_id(scope: HTTPScope) -> str:
 
 
 class Observed:
-    """ASGI middleware around everything: request id, host name, one log line, metrics, `Connection: close` at the end.
+    """ASGI middleware around everything: ids, a span, host name, one log line, metrics, `Connection: close` at the end.
 
-    Routes find in `request.scope["arches"]` the keys `client` and `request_id`, and put there `route` and `user`.
+    Routes find in `request.scope["arches"]` the keys `client` and `request_id`, and put there `route`, `user`, `error`.
     """
 
-    def __init__(self, app: ASGIFramework, metrics: Metrics, drain: Drain, trusted_hops: int) -> None:
+    def __init__(self, app: ASGIFramework, metrics: Metrics, tracing: Tracing, drain: Drain, trusted_hops: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._drain = drain
         self._trusted_hops = trusted_hops
         self._served_by = socket.gethostname().encode()
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         started = time.perf_counter()
         request_id = _request_id(scope)
         seen: dict[str, Any] = {"client": client_address(scope, self._trusted_hops), "request_id": request_id}
         cast(dict[str, Any], scope)["arches"] = seen
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        with self._tracing.request(scope, request_id) as span:
+            if (traced := trace_id(span)) is not None:
+                structlog.contextvars.bind_contextvars(trace_id=traced)
+            await self._observe(scope, receive, send, seen, span, started)
+
+    async def _observe(
+        self,
+        scope: HTTPScope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        seen: dict[str, Any],
+        span: Span,
+        started: float,
+    ) -> None:
+        request_id: str = seen["request_id"]
         status = 499  # the client left before there was an answer
 
         async def send_and_note(event: Any) -> None:
@@ -232,13 +251,14 @@ class Observed:
             await self._app(scope, receive, send_and_note)
         finally:
             self._metrics.in_flight.dec()
-            self._note(scope, seen, status, time.perf_counter() - started)
+            self._note(scope, seen, span, status, time.perf_counter() - started)
 
-    def _note(self, scope: HTTPScope, seen: dict[str, Any], status: int, seconds: float) -> None:
+    def _note(self, scope: HTTPScope, seen: dict[str, Any], span: Span, status: int, seconds: float) -> None:
         route = seen.get("route", "none")
         method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
         self._metrics.requests.labels(method, route, status).inc()
         self._metrics.latency.labels(method, route).observe(seconds)
+        answered(span, method, route, status, seen.get("error"))
         log.info(
             "request",
             method=method,

@@ -55,6 +55,12 @@ class Metrics:
         self.embedded = Counter(
             "arches_embeddings_total", "Embedding calls by outcome", ("purpose", "outcome"), registry=self.registry
         )
+        self.embedding_backlog = Gauge(
+            "arches_embedding_backlog", "Artifacts that wait for an embedding", registry=self.registry
+        )
+        self.spans = Counter(
+            "arches_spans_total", "Spans: sent, failed to be sent, or queue full", ("outcome",), registry=self.registry
+        )
         self.searches = Counter("arches_searches_total", "Searches by mode", ("mode",), registry=self.registry)
         Gauge("arches_build_info", "Release that is running", ("release",), registry=self.registry).labels(release).set(
             1

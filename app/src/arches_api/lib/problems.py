@@ -1,10 +1,10 @@
 """Errors as RFC 9457 problem details: every error answer of the API is one of these."""
 
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import structlog
-from quart import Quart, Response
+from quart import Quart, Response, request
 from werkzeug.exceptions import HTTPException
 
 log = structlog.get_logger()
@@ -80,6 +80,7 @@ def register_error_handlers(app: Quart) -> None:
 
     async def on_exception(error: Exception) -> Response:
         log.error("unhandled exception", exc_info=error)
+        cast(dict[str, Any], request.scope)["arches"]["error"] = type(error).__name__
         return Problem(500, "internal", "Internal error", "The fault is ours and has been recorded.").response()
 
     app.register_error_handler(Problem, on_problem)

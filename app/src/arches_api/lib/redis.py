@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from .metrics import Metrics
 from .settings import Settings
+from .tracing import Tracing
 
 SOCKET_SHARE = 0.3  # of a call's time, to connect and to answer: time for retries is left
 REST = 1.0  # seconds without a call after a failure
@@ -30,12 +31,13 @@ class RedisAway(Exception):
 class RedisLeader:
     """Calls to the leading Redis, time-boxed; every failure is RedisAway."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self._metrics = metrics
         self._places = asyncio.Semaphore(settings.redis_pool_size)
         self._timeout = settings.redis_timeout
         self._rest_until = 0.0
         self._sentinel, self._client = _connect(settings)
+        tracing.redis(self._client)
 
     def script(self, source: str) -> AsyncScript:
         """A Lua script that survives a failover (it is loaded again where it is missing)."""

@@ -17,6 +17,7 @@ from .redis import RedisLeader
 from .settings import Settings
 from .tenants import TenantSizes
 from .tokens import AccessTokens
+from .tracing import Tracing
 
 EXTENSION = "arches"
 
@@ -27,6 +28,7 @@ class Services:
 
     settings: Settings
     metrics: Metrics
+    tracing: Tracing
     database: Database
     redis: RedisLeader
     limits: RateLimits

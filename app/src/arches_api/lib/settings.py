@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+TRACING_ENDPOINT = "http://127.0.0.1:4318/v1/traces"
 SIZE_UNITS = {"": 1, "k": 1024, "m": 1024**2}
 
 
@@ -77,6 +78,8 @@ class Settings:
     metrics_enabled: bool
     metrics_host: str
     metrics_port: int  # of this instance
+    tracing_enabled: bool
+    tracing_endpoint: str
 
 
 class _Reader:
@@ -219,8 +222,6 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     if embeddings == "hash" and env not in ("local", "test"):
         raise SettingsError(f"EMBEDDINGS is 'hash', which knows no meaning, and ENV is {env!r}: write http")
     _check_storage(read)
-    if read.flag("TRACING_ENABLED", "false"):
-        raise SettingsError("TRACING_ENABLED is 'true', but this release sends no traces yet: write false")
     return Settings(
         env=env,
         release=read.text("RELEASE", "unknown"),
@@ -267,6 +268,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         metrics_enabled=read.flag("METRICS_ENABLED", "true"),
         metrics_host=read.parsed("METRICS_HOST", host, _parse_address, "an IP address, such as 10.0.0.21"),
         metrics_port=read.whole("METRICS_PORT", "9090", 1, 65000) + instance - 1,
+        tracing_enabled=read.flag("TRACING_ENABLED", "false"),
+        tracing_endpoint=read.url("TRACING_ENDPOINT", ("http", "https"), TRACING_ENDPOINT, TRACING_ENDPOINT),
     )
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from ..lib.database import Connection, Row
 
 EF_SEARCH = 100  # candidates of an index search: recall above 0.99 for about a millisecond
+MAX_COUNTED = 10_000  # a backlog is a backlog: counting further costs and says nothing new
 MAX_TEXT_MATCHES = 1000  # ranking many thousand matches costs a tenth of a second
 
 
@@ -237,6 +238,15 @@ async def claim_jobs(connection: Connection, limit: int, lease: float) -> list[J
         timedelta(seconds=lease),
     )
     return [Job(row["id"], row["name"], row["content"]) for row in rows]
+
+
+async def count_jobs(connection: Connection) -> int:
+    """Artifacts without a vector whose text can have one; counts no further than MAX_COUNTED."""
+    return int(
+        await connection.fetchval(
+            "SELECT count(*) FROM (SELECT 1 FROM embedding_jobs WHERE attempts = 0 LIMIT $1) AS waiting", MAX_COUNTED
+        )
+    )
 
 
 async def finish_jobs(connection: Connection, done: Sequence[tuple[UUID, Embedding]]) -> None:
