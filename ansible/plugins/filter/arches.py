@@ -70,6 +70,29 @@ def certificates(host: str, address: str, member_of: Sequence[str], domain: str)
     return [own, {"name": "edge", "common_name": f"api.{domain}", "names": [f"api.{domain}"]}]
 
 
+def gateway_modules(
+    services: Mapping[str, Mapping[str, Any]], host: str, groups: Groups, hostvars: Hosts
+) -> dict[str, dict[str, Any]]:
+    """What the metrics gateway of a host passes on, by module: where the host's own services say how they are.
+
+    A module has the service's name; with several ports, their numbers from 1 after it (`api_metrics-1`).
+    """
+    modules = {}
+    for name, service in services.items():
+        if "metrics" not in service or host not in groups.get(service["hosts"], []):
+            continue
+        wanted = {"path": "/metrics", "scheme": "http", "address": "loopback", **(service["metrics"] or {})}
+        count = hostvars[host]["cpus"] if service.get("count") == "per_core" else int(service.get("count", 1))
+        for number in range(1, count + 1):
+            modules[name if count == 1 else f"{name}-{number}"] = {
+                "scheme": wanted["scheme"],
+                "address": "127.0.0.1" if wanted["address"] == "loopback" else hostvars[host]["address"],
+                "port": int(service["port"]) + number - 1,
+                "path": wanted["path"],
+            }
+    return modules
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -79,5 +102,6 @@ class FilterModule:
             "certificates": certificates,
             "edge_lines": edge_lines,
             "firewall_rules": firewall_rules,
+            "gateway_modules": gateway_modules,
             "host_lines": host_lines,
         }
