@@ -130,3 +130,43 @@ def test_a_probe_asks_every_host_of_its_service() -> None:
             ],
         }
     ]
+
+
+def modules(host: str, **service: Any) -> dict[str, Any]:
+    """The gateway's modules of a host for a map of one service."""
+    services = {"toy": {"hosts": "api", "port": 9000, "from": [], "tls": "none", "metrics": {}, **service}}
+    found: dict[str, Any] = filters.gateway_modules(services, host, GROUPS, HOSTVARS)
+    return found
+
+
+def module(port: int, **other: Any) -> dict[str, Any]:
+    """A module on loopback, as far as nothing else is said."""
+    return {"scheme": "http", "address": "127.0.0.1", "port": port, "path": "/metrics", **other}
+
+
+def test_a_service_with_metrics_is_a_module_on_its_own_hosts() -> None:
+    assert modules("a") == modules("a", metrics=None) == {"toy": module(9000)}
+    assert modules("d") == {}
+    assert modules("d", hosts="all") == {"toy": module(9000)}
+
+
+def test_a_service_without_metrics_is_no_module() -> None:
+    services = {"toy": {"hosts": "api", "port": 9000, "from": []}}
+    assert filters.gateway_modules(services, "a", GROUPS, HOSTVARS) == {}
+
+
+def test_several_ports_are_numbered_modules() -> None:
+    expected = {"toy-1": module(9000), "toy-2": module(9001)}
+    assert modules("a", count="per_core") == expected
+    assert modules("a", count=2) == expected
+
+
+def test_a_single_core_has_one_module_of_the_plain_name() -> None:
+    services = {"toy": {"hosts": "api", "port": 9000, "from": [], "count": "per_core", "metrics": {}}}
+    found = filters.gateway_modules(services, "a", GROUPS, {"a": {"address": "10.0.0.2", "cpus": 1}})
+    assert found == {"toy": module(9000)}
+
+
+def test_a_service_that_does_not_listen_on_loopback_is_asked_at_the_hosts_address() -> None:
+    found = modules("a", metrics={"scheme": "https", "address": "host", "path": "/m"})
+    assert found == {"toy": module(9000, scheme="https", address="10.0.0.2", path="/m")}

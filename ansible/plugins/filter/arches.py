@@ -20,9 +20,14 @@ def edge_lines(hosts: Sequence[str], hostvars: Hosts, domain: str) -> list[dict[
     return [{"address": hostvars[host]["address"], "names": [f"api.{domain}"]} for host in hosts]
 
 
+def instances(service: Mapping[str, Any], cpus: int) -> int:
+    """Number of ports that one service takes on a host with this many cores."""
+    return cpus if service.get("count") == "per_core" else int(service.get("count", 1))
+
+
 def ports(service: Mapping[str, Any], cpus: int) -> str:
     """Ports of one service as nftables writes them: "8080" or "9090-9091". `per_core` needs the host's cores."""
-    count = cpus if service.get("count") == "per_core" else int(service.get("count", 1))
+    count = instances(service, cpus)
     first = int(service["port"])
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
@@ -82,7 +87,7 @@ def scrape_jobs(services: Mapping[str, Mapping[str, Any]], groups: Groups, hostv
             continue
         targets = []
         for host in groups.get(service["hosts"], []):
-            count = hostvars[host]["cpus"] if service.get("count") == "per_core" else int(service.get("count", 1))
+            count = instances(service, hostvars[host]["cpus"])
             targets += [
                 {
                     "target": f"{hostvars[host]['address']}:{gateway}",
@@ -121,6 +126,29 @@ def probe_jobs(
     ]
 
 
+def gateway_modules(
+    services: Mapping[str, Mapping[str, Any]], host: str, groups: Groups, hostvars: Hosts
+) -> dict[str, dict[str, Any]]:
+    """What the metrics gateway of a host passes on, by module: where the host's own services say how they are.
+
+    A module has the service's name; with several ports, their numbers from 1 after it (`api_metrics-1`).
+    """
+    modules = {}
+    for name, service in services.items():
+        if "metrics" not in service or host not in groups.get(service["hosts"], []):
+            continue
+        wanted = {"path": "/metrics", "scheme": "http", "address": "loopback", **(service["metrics"] or {})}
+        count = instances(service, hostvars[host]["cpus"])
+        for number in range(1, count + 1):
+            modules[name if count == 1 else f"{name}-{number}"] = {
+                "scheme": wanted["scheme"],
+                "address": "127.0.0.1" if wanted["address"] == "loopback" else hostvars[host]["address"],
+                "port": int(service["port"]) + number - 1,
+                "path": wanted["path"],
+            }
+    return modules
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -130,6 +158,7 @@ class FilterModule:
             "certificates": certificates,
             "edge_lines": edge_lines,
             "firewall_rules": firewall_rules,
+            "gateway_modules": gateway_modules,
             "host_lines": host_lines,
             "probe_jobs": probe_jobs,
             "scrape_jobs": scrape_jobs,
