@@ -95,3 +95,10 @@ def test_the_guard_admits_what_the_rules_admit() -> None:
     assert guard["admits"](given, "10.9.9.9", 22)
     assert not guard["admits"](given, "10.9.9.8", 22) and not guard["admits"](given, "10.9.9.9", 2222)
     assert guard["admits"](rules("a", port=20, count=3, **{"from": ["world"]}), "192.0.2.1", 22)
+
+
+@pytest.mark.parametrize(("rate", "hours"), [(300, 1), (1, 1), (50, 24)])
+def test_the_journal_holds_its_hours_even_with_its_oldest_file_gone(rate: int, hours: int) -> None:
+    limit = int(filters.journal_size(rate, hours).removesuffix("M")) * 1024**2
+    assert limit * 7 / 8 >= rate * hours * 3600 * filters.JOURNAL_LINE_BYTES
+    assert limit <= rate * hours * 3600 * filters.JOURNAL_LINE_BYTES * 8 / 7 + 1024**2, "not more than is needed"

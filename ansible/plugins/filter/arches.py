@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,19 @@ def certificates(host: str, address: str, member_of: Sequence[str], domain: str)
     return [own, {"name": "edge", "common_name": f"api.{domain}", "names": [f"api.{domain}"]}]
 
 
+# Bytes that one line costs in the journal, its fields and index included: lines of 200 bytes cost up to this.
+JOURNAL_LINE_BYTES = 1024
+
+
+def journal_size(lines_per_second: int, hours: int) -> str:
+    """Limit of the journal, as journald writes it, that holds a host's lines for some hours.
+
+    journald deletes whole files, an eighth of the limit each, so only seven eighths are certain to be there.
+    """
+    mebibytes = lines_per_second * hours * 3600 * JOURNAL_LINE_BYTES / 1024**2
+    return f"{math.ceil(mebibytes * 8 / 7)}M"
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -80,4 +94,5 @@ class FilterModule:
             "edge_lines": edge_lines,
             "firewall_rules": firewall_rules,
             "host_lines": host_lines,
+            "journal_size": journal_size,
         }
