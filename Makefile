@@ -36,6 +36,24 @@ status: environment ## Show hosts, services and leaders (FORMAT=json for scripts
 ssh: environment ## Open a shell on a host: make ssh HOST=data1
 	@ssh -F $(INVENTORY)/.state/ssh/config $(HOST)
 
+open: environment ## Print the addresses of all pages, and how to reach them
+	@ansible/bin/open $(INVENTORY)
+
+logs: environment ## Print log lines: make logs QUERY='{host="api1"} |= `text`' SINCE=15m (or HOST=, UNIT=)
+	@ansible/bin/logs $(INVENTORY)
+
+trace: environment ## Print a trace's spans: make trace ID=<32 hex digits>
+	@ansible/bin/trace $(INVENTORY) "$(ID)"
+
+silence: environment ## Silence an alert: make silence ALERT=HostDown HOST=data1 FOR=1h COMMENT="disk is being replaced"
+	@ansible/bin/silence $(INVENTORY)
+
+packages: environment ## Build what Debian does not ship and make the fleet's apt repository
+	$(PLAY) ansible/packages.yml
+
+dashboards: environment ## Make the dashboards' JSON from monitoring/dashboards
+	python monitoring/dashboards/generate.py
+
 dev: environment ## Run the API here with hot reload against one local machine with Postgres, PgBouncer and Redis
 	$(MAKE) --no-print-directory machine ENV=dev
 	ansible/bin/dev serve --reload
