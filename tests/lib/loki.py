@@ -64,6 +64,11 @@ class Loki:
         """The texts that a query finds, oldest first."""
         return [line.text for line in self.lines(query, since_s)]
 
+    def count(self, query: str, since_s: int = 3600) -> int:
+        """How many lines a query finds, however many; cheaper than the lines."""
+        found = self.ask("/loki/api/v1/query", query=f"sum(count_over_time({query} [{since_s}s]))")["data"]["result"]
+        return int(found[0]["value"][1]) if found else 0
+
     def labels(self) -> set[str]:
         """Names of all labels."""
         return set(self.ask("/loki/api/v1/labels", since="24h").get("data") or [])

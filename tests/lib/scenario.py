@@ -39,7 +39,7 @@ def play(
 
 
 def feed(host: Host, command: str, text: str = "") -> str:
-    """What a root shell on a machine prints when it is given a text of any length; bytes that are no UTF-8 are replaced.
+    """What a root shell on a machine prints when it is given a text of any length; bytes that are no text are replaced.
 
     :raises subprocess.CalledProcessError: on a non-zero status.
     """

@@ -156,7 +156,7 @@ def test_long_lines_and_bytes_that_are_no_text_cost_no_neighbour(host: Host, lok
     run(host, script, "rubbish.service")
     lines = arrived(loki, word, 6)
     lengths = [len(line) for line in lines]
-    assert [line for line in lines if line.endswith(("before", "after", "last"))].__len__() == 3, lengths
+    assert len([line for line in lines if line.endswith(("before", "after", "last"))]) == 3, lengths
     assert (
         max(lengths) == 256 * 1024 and any("raw" in line for line in lines) and any("bytes" in line for line in lines)
     )
@@ -175,16 +175,10 @@ def test_the_access_log_has_levels_and_loses_nothing_when_it_is_rotated(host: Ho
         feed(host, f"cat >> {ACCESS}", text)
         if part < 2:
             # As logrotate does: the writer goes on in the old file until it is told.
-            feed(
-                host,
-                f"mv {ACCESS} {ACCESS}.1 && cat >> {ACCESS}.1 && : > {ACCESS}",
-                request(word, part * 1000 + 999) + "\n",
-            )
-            wait_for(
-                "the old file was read",
-                lambda: loki.texts(f'{{unit="nginx.service"}} | request_id="{word}-{part * 1000 + 999}"'),
-                LONG_S,
-            )  # noqa: B023
+            last = request(word, part * 1000 + 999)
+            feed(host, f"mv {ACCESS} {ACCESS}.1 && cat >> {ACCESS}.1 && : > {ACCESS}", last + "\n")
+            query = f'{{unit="nginx.service"}} | request_id="{word}-{part * 1000 + 999}"'
+            wait_for("the old file was read", lambda q=query: loki.texts(q), LONG_S)
     lines = arrived(loki, word, 902, '{unit="nginx.service"}')
     assert len(lines) == 902
     assert len(loki.texts(f'{{unit="nginx.service", level="error"}} |= `{word}`')) == 300
@@ -251,7 +245,7 @@ def test_its_own_metrics_are_on_loopback(host: Host) -> None:
 
 def test_a_bad_configuration_is_refused_and_the_good_one_goes_on(host: Host) -> None:
     before, good = pid(host), host.file("/etc/otel-collector/config.yml").content_string
-    with pytest.raises(AssertionError, match="collector_logs_endpoint|endpoint"):
+    with pytest.raises(AssertionError, match="endpoint"):
         play(variables={"collector_logs_endpoint": "[no, endpoint]"})
     assert host.file("/etc/otel-collector/config.yml").content_string == good and pid(host) == before
 
