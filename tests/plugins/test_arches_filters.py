@@ -170,3 +170,10 @@ def test_a_single_core_has_one_module_of_the_plain_name() -> None:
 def test_a_service_that_does_not_listen_on_loopback_is_asked_at_the_hosts_address() -> None:
     found = modules("a", metrics={"scheme": "https", "address": "host", "path": "/m"})
     assert found == {"toy": module(9000, scheme="https", address="10.0.0.2", path="/m")}
+
+
+@pytest.mark.parametrize(("rate", "hours"), [(300, 1), (1, 1), (50, 24)])
+def test_the_journal_holds_its_hours_even_with_its_oldest_file_gone(rate: int, hours: int) -> None:
+    limit = int(filters.journal_size(rate, hours).removesuffix("M")) * 1024**2
+    assert limit * 7 / 8 >= rate * hours * 3600 * filters.JOURNAL_LINE_BYTES
+    assert limit <= rate * hours * 3600 * filters.JOURNAL_LINE_BYTES * 8 / 7 + 1024**2, "not more than is needed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -149,6 +150,19 @@ def gateway_modules(
     return modules
 
 
+# Bytes that one line costs in the journal, its fields and index included: lines of 200 bytes cost up to this.
+JOURNAL_LINE_BYTES = 1024
+
+
+def journal_size(lines_per_second: int, hours: int) -> str:
+    """Limit of the journal, as journald writes it, that holds a host's lines for some hours.
+
+    journald deletes whole files, an eighth of the limit each, so only seven eighths are certain to be there.
+    """
+    mebibytes = lines_per_second * hours * 3600 * JOURNAL_LINE_BYTES / 1024**2
+    return f"{math.ceil(mebibytes * 8 / 7)}M"
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -160,6 +174,7 @@ class FilterModule:
             "firewall_rules": firewall_rules,
             "gateway_modules": gateway_modules,
             "host_lines": host_lines,
+            "journal_size": journal_size,
             "probe_jobs": probe_jobs,
             "scrape_jobs": scrape_jobs,
         }
