@@ -15,6 +15,7 @@ environment: ## Make .venv from the hashed lock files and install missing system
 	@ansible/bin/environment
 
 up: environment ## Bring the whole local fleet up (image, machines, site.yml); a second run changes nothing
+	@python packages/build.py >/dev/null
 	$(PLAY) ansible/up.yml
 	@ansible/bin/status $(INVENTORY) --format story
 
@@ -79,6 +80,9 @@ test-roles: environment ## Molecule and testinfra for every role: make test-role
 
 test-fleet: environment ## The tests of a running fleet
 	python tests/run.py fleet
+
+test-alerts: environment ## Cause alerts on the running local fleet: ALERTS=all, or names, or six of them
+	python tests/run.py alerts
 
 test-full: environment ## Everything, with what is long and rarely breaks
 	python tests/run.py check machines roles app fleet full
