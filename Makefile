@@ -70,7 +70,7 @@ check: environment ## The fast loop: format, lint, types, repository rules, unit
 	python tests/run.py check
 
 test: environment ## Prove everything: check, machines, roles, API, fleet
-	python tests/run.py check machines roles app fleet
+	python tests/run.py check machines packages roles app fleet
 
 test-app: environment ## The API's tests on real Postgres, PgBouncer and Redis
 	python tests/run.py app
@@ -85,7 +85,7 @@ test-alerts: environment ## Cause alerts on the running local fleet: ALERTS=all,
 	python tests/run.py alerts
 
 test-full: environment ## Everything, with what is long and rarely breaks
-	python tests/run.py check machines roles app fleet full
+	python tests/run.py check machines packages roles app fleet full
 
 bench: environment ## Measure the figures of docs/bench.md into results/bench.json
 	python tests/bench/run.py
