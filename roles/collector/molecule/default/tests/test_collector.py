@@ -156,14 +156,14 @@ def test_long_lines_and_bytes_that_are_no_text_cost_no_neighbour(host: Host, lok
     texts = [f"{word} before", f"{word} \xff\xfe\x00 bytes", f"{word} " + "x" * 2**20, f"{word} after"]
     feed(host, "python3 /usr/local/bin/native-log", json.dumps(texts))
     script = f"printf '{word} \\377\\376 raw\\n'; head -c 1048576 /dev/zero | tr '\\0' y; echo; echo {word} last"
-    run(host, script, "rubbish.service")
+    run(host, script, f"rubbish-{word}.service")
     lines = arrived(loki, word, 6)
     lengths = [len(line) for line in lines]
     assert len([line for line in lines if line.endswith(("before", "after", "last"))]) == 3, lengths
     assert (
         max(lengths) == 256 * 1024 and any("raw" in line for line in lines) and any("bytes" in line for line in lines)
     )
-    pieces = "".join(loki.texts('{unit="rubbish.service"} |~ `^y+$`'))
+    pieces = "".join(loki.texts(f'{{unit="rubbish-{word}.service"}} |~ `^y+$`'))
     assert len(pieces) == 2**20, "journald cuts what comes from a pipe into pieces; all are there"
 
 
