@@ -19,7 +19,7 @@ def log_line_to_queryable(fleet: Fleet, host: str = "api1", repeats: int = 20) -
         word = secrets.token_hex(6)
         fleet.ssh(host, f"logger -t bench {word}")
         started = time.monotonic()
-        query = f'{{host="{host}"}} |= `{word}`'
+        query = f'{{host="{host}"}} |~ `^{word}`'
         wait_for("the line", lambda q=query: loki.lines(q, since_s=60), timeout_s=30, interval_s=0.1)
         taken.append(time.monotonic() - started)
     return taken
@@ -33,7 +33,7 @@ def p95(values: list[float]) -> float:
 def busy_unit(fleet: Fleet, host: str = "api1", rate: int = 300, seconds: int = 60) -> dict[str, Any]:
     """One unit writes `rate` lines a second: how many came, were lost, came twice, and the seconds until then."""
     loki, word = fleet_loki(fleet), secrets.token_hex(6)
-    query = f'{{host="{host}", unit="lines-{word}.service"}} |= `{word} `'
+    query = f'{{host="{host}", unit="lines-{word}.service"}} |~ `^{word} [0-9]+ `'
     count = rate * seconds
     started = time.monotonic()
     write_lines(fleet, host, word, rate, seconds)

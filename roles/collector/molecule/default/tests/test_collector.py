@@ -44,11 +44,14 @@ def numbered(word: str, count: int) -> str:
 
 
 def arrived(loki: Loki, word: str, count: int, selector: str = '{host="logs1"}') -> list[str]:
-    """Wait until so many different lines with the word are there; returns all, doubles included."""
+    """Wait until so many different lines that begin with the word are there; returns all, doubles included.
+
+    sudo and systemd write the test's own commands down, the word among them.
+    """
     seen: list[str] = []
 
     def enough() -> bool:
-        seen[:] = loki.texts(f"{selector} |= `{word}`")
+        seen[:] = loki.texts(f"{selector} |~ `^({word} |.*request_id.*{word})`")
         return len(set(seen)) >= count
 
     wait_for(f"{count} lines with {word}", enough, LONG_S, interval_s=0.5)
@@ -62,8 +65,8 @@ def pid(host: Host, unit: str = "otel-collector") -> str:
 
 def test_a_line_arrives_with_its_labels(host: Host, loki: Loki, word: str) -> None:
     host.check_output("logger -t probe -p user.err %s", word)
-    wait_for("the line", lambda: loki.lines(f'{{host="logs1"}} |= `{word}`'), SOON_S)
-    labels = loki.lines(f'{{host="logs1"}} |= `{word}`')[0].labels
+    found = wait_for("the line", lambda: loki.lines(f'{{host="logs1"}} |~ `^{word}`'), SOON_S)
+    labels = found[0].labels
     assert {k: labels[k] for k in ("host", "environment", "level", "identifier")} == {
         "host": "logs1", "environment": "molecule", "level": "error", "identifier": "probe",
     }  # fmt: skip
@@ -106,7 +109,7 @@ def test_an_id_without_bounds_is_not_taken_over(host: Host, loki: Loki, word: st
 
 def test_sessions_do_not_make_labels_of_their_own(host: Host, loki: Loki, word: str) -> None:
     host.check_output("systemd-run --quiet --wait sh -c %s", f"echo {word}")
-    found = wait_for("the line", lambda: loki.lines(f'{{host="logs1"}} |= `{word}`'), SOON_S)
+    found = wait_for("the line", lambda: loki.lines(f'{{host="logs1"}} |~ `^{word}`'), SOON_S)
     assert {line.labels["unit"] for line in found} == {"run.service"}
 
 
@@ -153,14 +156,14 @@ def test_long_lines_and_bytes_that_are_no_text_cost_no_neighbour(host: Host, lok
     texts = [f"{word} before", f"{word} \xff\xfe\x00 bytes", f"{word} " + "x" * 2**20, f"{word} after"]
     feed(host, "python3 /usr/local/bin/native-log", json.dumps(texts))
     script = f"printf '{word} \\377\\376 raw\\n'; head -c 1048576 /dev/zero | tr '\\0' y; echo; echo {word} last"
-    run(host, script, "rubbish.service")
+    run(host, script, f"rubbish-{word}.service")
     lines = arrived(loki, word, 6)
     lengths = [len(line) for line in lines]
     assert len([line for line in lines if line.endswith(("before", "after", "last"))]) == 3, lengths
     assert (
         max(lengths) == 256 * 1024 and any("raw" in line for line in lines) and any("bytes" in line for line in lines)
     )
-    pieces = "".join(loki.texts('{unit="rubbish.service"} |~ `^y+$`'))
+    pieces = "".join(loki.texts(f'{{unit="rubbish-{word}.service"}} |~ `^y+$`'))
     assert len(pieces) == 2**20, "journald cuts what comes from a pipe into pieces; all are there"
 
 
@@ -254,9 +257,9 @@ def test_a_store_of_another_name_is_not_trusted(host: Host, loki: Loki, word: st
     """The last test but for the way back: it leaves other settings for a while."""
     host.check_output("grep -q stranger /etc/hosts || sed -i 's/ logs1$/ logs1 stranger/' /etc/hosts")
     play(variables={"collector_logs_endpoint": "https://stranger:3100/otlp"})
-    host.check_output("logger -t probe %s", word)
+    host.check_output("logger -t probe %s", f"{word} trusted")
     said = "journalctl -q -o cat -u otel-collector -g 'certificate is valid for'"
     wait_for("it says why", lambda: "stranger" in host.run(said).stdout, LONG_S)
-    assert loki.texts(f'{{host="logs1"}} |= `{word}`') == []
+    assert loki.texts(f'{{host="logs1"}} |~ `^{word}`') == []
     play()
     arrived(loki, word, 1)
