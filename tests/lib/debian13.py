@@ -9,7 +9,7 @@ from pathlib import Path
 from lib.fleet import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "ansible" / "plugins" / "module_utils"))
-from nspawn.image import SUITE, sources  # noqa: E402
+from nspawn.image import SUITE, sources
 
 
 class Unavailable(Exception):
@@ -37,8 +37,8 @@ def program(package: str, name: str) -> Path:
             (home / folder).mkdir(parents=True)
         (home / "sources.list").write_text("\n".join(archives) + "\n")
         apt = [
-            "apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={home}/sources.list", "-o", f"Dir::Etc::sourceparts={home}/parts",
-            "-o", f"Dir::State::lists={home}/lists", "-o", f"Dir::Cache={home}/cache", "-o", "APT::Sandbox::User=root",
+            "apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={home}/sources.list",
+            "-o", f"Dir::Etc::sourceparts={home}/parts", "-o", f"Dir::State::lists={home}/lists", "-o", f"Dir::Cache={home}/cache", "-o", "APT::Sandbox::User=root",
             "-o", "Dir::State::status=/dev/null",
         ]  # fmt: skip
         for step in (["update"], ["download", package]):

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 import urllib.parse
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from lib.plugins import PROJECT
+from lib.plugins import PROJECT, load_script
 
-
-def load() -> ModuleType:
-    """The command as a module."""
-    loader = importlib.machinery.SourceFileLoader("arches_logs", str(PROJECT / "ansible/bin/logs"))
-    spec = importlib.util.spec_from_loader("arches_logs", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-logs = load()
+logs = load_script("logs")
 STREAM = {"host": "api1", "unit": "api@1.service", "level": "error", "environment": "local"}
 
 

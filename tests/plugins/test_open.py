@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import re
-from types import ModuleType
 from typing import Any
 
-from lib.plugins import PROJECT
+from lib.plugins import PROJECT, load_script
 
-
-def load_open() -> ModuleType:
-    """The program as a module."""
-    loader = importlib.machinery.SourceFileLoader("arches_open", str(PROJECT / "ansible/bin/open"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-opened = load_open()
+opened = load_script("open")
 
 
 def listed(provider: str = "nspawn", **more: Any) -> dict[str, Any]:

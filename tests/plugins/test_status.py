@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from lib.plugins import PROJECT, load_plugin
+from lib.plugins import PROJECT, load_plugin, load_script
 
 host_state = load_plugin("modules", "host_state")
 
 
-def load_status() -> ModuleType:
-    """The program as a module."""
-    loader = importlib.machinery.SourceFileLoader("arches_status", str(PROJECT / "ansible/bin/status"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-status = load_status()
+status = load_script("status")
 
 
 def answer() -> dict[str, Any]:
