@@ -131,7 +131,7 @@ def alerts(tally: Tally) -> None:
 
 
 def full(tally: Tally) -> None:
-    """What is long and rarely breaks: the data tier's roles on three machines each, a long loss of Loki, every alert."""
+    """What is long and rarely breaks: the data tier's roles on three machines each, Loki away for long, every alert."""
     run(tally, "roles ha", ["env", "SCENARIO=ha", "pytest", "tests/molecule"])
     with fleet_of(tally, "local", ["make", "up"]):
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])

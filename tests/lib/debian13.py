@@ -38,8 +38,8 @@ def program(package: str, name: str) -> Path:
         (home / "sources.list").write_text("\n".join(archives) + "\n")
         apt = [
             "apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={home}/sources.list",
-            "-o", f"Dir::Etc::sourceparts={home}/parts", "-o", f"Dir::State::lists={home}/lists", "-o", f"Dir::Cache={home}/cache", "-o", "APT::Sandbox::User=root",
-            "-o", "Dir::State::status=/dev/null",
+            "-o", f"Dir::Etc::sourceparts={home}/parts", "-o", f"Dir::State::lists={home}/lists",
+            "-o", f"Dir::Cache={home}/cache", "-o", "APT::Sandbox::User=root", "-o", "Dir::State::status=/dev/null",
         ]  # fmt: skip
         for step in (["update"], ["download", package]):
             done = subprocess.run([*apt, *step], cwd=home, capture_output=True, text=True, check=False)
