@@ -44,7 +44,7 @@ logs: environment ## Print log lines: make logs QUERY='{host="api1"} |= `text`' 
 	@ansible/bin/logs $(INVENTORY)
 
 trace: environment ## Print a trace's spans: make trace ID=<32 hex digits>
-	@ansible/bin/trace $(INVENTORY) "$(ID)"
+	@ansible/bin/trace $(INVENTORY)
 
 silence: environment ## Silence an alert: make silence ALERT=HostDown HOST=data1 FOR=1h COMMENT="disk is being replaced"
 	@ansible/bin/silence $(INVENTORY)
