@@ -61,13 +61,13 @@ class Tracing:
     def start(self) -> None:
         """Statements of asyncpg become spans from now on, in the whole process."""
         if self._provider is not None:
-            AsyncPGInstrumentor().instrument(tracer_provider=self._calls)
+            AsyncPGInstrumentor().instrument(tracer_provider=self._calls)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         """Sends what is left, for FLUSH_PATIENCE seconds at most."""
         if self._provider is None:
             return
-        AsyncPGInstrumentor().uninstrument()
+        AsyncPGInstrumentor().uninstrument()  # type: ignore[no-untyped-call]
         self._sender.end_by(time.monotonic() + FLUSH_PATIENCE)
         last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         last.start()
@@ -227,7 +227,7 @@ class _Sender(SpanExporter):
 
     def interrupt(self) -> None:
         """Ends a try that waits."""
-        self._exporter.shutdown()
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def shutdown(self) -> None:
         return
