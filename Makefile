@@ -15,6 +15,7 @@ environment: ## Make .venv from the hashed lock files and install missing system
 	@ansible/bin/environment
 
 up: environment ## Bring the whole local fleet up (image, machines, site.yml); a second run changes nothing
+	@python packages/build.py >/dev/null
 	$(PLAY) ansible/up.yml
 	@ansible/bin/status $(INVENTORY) --format story
 
@@ -43,7 +44,7 @@ logs: environment ## Print log lines: make logs QUERY='{host="api1"} |= `text`' 
 	@ansible/bin/logs $(INVENTORY)
 
 trace: environment ## Print a trace's spans: make trace ID=<32 hex digits>
-	@ansible/bin/trace $(INVENTORY) "$(ID)"
+	@ansible/bin/trace $(INVENTORY)
 
 silence: environment ## Silence an alert: make silence ALERT=HostDown HOST=data1 FOR=1h COMMENT="disk is being replaced"
 	@ansible/bin/silence $(INVENTORY)
@@ -69,7 +70,7 @@ check: environment ## The fast loop: format, lint, types, repository rules, unit
 	python tests/run.py check
 
 test: environment ## Prove everything: check, machines, roles, API, fleet
-	python tests/run.py check machines roles app fleet
+	python tests/run.py check machines packages roles app fleet
 
 test-app: environment ## The API's tests on real Postgres, PgBouncer and Redis
 	python tests/run.py app
@@ -80,8 +81,11 @@ test-roles: environment ## Molecule and testinfra for every role: make test-role
 test-fleet: environment ## The tests of a running fleet
 	python tests/run.py fleet
 
+test-alerts: environment ## Cause alerts on the running local fleet: ALERTS=all, or names, or six of them
+	python tests/run.py alerts
+
 test-full: environment ## Everything, with what is long and rarely breaks
-	python tests/run.py check machines roles app fleet full
+	python tests/run.py check machines packages roles app fleet full
 
 bench: environment ## Measure the figures of docs/bench.md into results/bench.json
 	python tests/bench/run.py

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Build what Debian does not ship into .deb files: packages/build.py [NAME ...] [--without NAME ...]
 
-Each folder beside this file pins one program: a Go module with its sums, a package description (nfpm), a unit. A package is kept under the
-hash of its folder, so that nothing new means nothing to do; the first build of all takes about a quarter of an hour. Prints progress on
-stderr and the paths of all packages, one per line, on stdout. Exit status 1 with one sentence when something is missing.
+Each folder beside this file pins one program: a Go module with its sums, a package description (nfpm), a unit. A
+package is kept under the hash of its folder, so that nothing new means nothing to do; the first build of all takes
+about a quarter of an hour. Prints progress on stderr and the paths of all packages, one per line, on stdout. Exit
+status 1 with one sentence when something is missing.
 """
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -23,10 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-GO = (1, 26)
+# What the youngest of the go.mod files asks for.
+GO = (1, 26, 5)
 # What a build needs beside what is already in Go's own cache, in GiB: Loki's sources alone are 2.8.
 SPACE_GIB = 6
 KEEP = 2
+# Between two lines of progress, in seconds.
+PATIENCE = 30
 
 
 class BuildError(Exception):
@@ -69,7 +74,7 @@ PACKAGES = [
 
 
 def cache_directory() -> Path:
-    """Where packages are kept: ARCHES_CACHE, /var/cache/arches, or, without the right to write there, ~/.cache/arches."""
+    """Where packages are kept: ARCHES_CACHE, /var/cache/arches, or, without the right to write there, in the home."""
     home = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches"))
     nearest = next(path for path in (home, *home.parents) if path.exists())
     if not os.access(nearest, os.W_OK):
@@ -86,9 +91,16 @@ def go(*arguments: str, folder: Path, output: Path | None = None) -> None:
                    "GOTOOLCHAIN": "local"}  # fmt: skip
     out = ["-o", str(output)] if output else []
     command = ["go", *arguments[:1], *out, *arguments[1:]]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BuildError(explained(folder.name, done.stderr))
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                said = process.communicate(timeout=PATIENCE)[1]
+                break
+            except subprocess.TimeoutExpired:
+                say(f"{folder.name}: Go is at work, {time.monotonic() - started:.0f} s so far")
+    if process.returncode:
+        raise BuildError(explained(folder.name, said))
 
 
 def explained(name: str, said: str) -> str:
@@ -97,11 +109,14 @@ def explained(name: str, said: str) -> str:
     if "SECURITY ERROR" in said or "checksum mismatch" in said:
         module = re.search(r"verifying (\S+?):", said)
         return (
-            f"packages/{name}: {module[1] if module else 'a module'} is not the one whose checksum is in go.sum. Nothing of it was used: "
-            "find out why it differs before you run `go mod tidy` there."
+            f"packages/{name}: {module[1] if module else 'a module'} is not the one whose checksum is in go.sum. "
+            "Nothing of it was used: find out why it differs before you run `go mod tidy` there."
         )
     if "no space left on device" in said:
-        return f"packages/{name}: the disk is full. Free {SPACE_GIB} GiB for Go's cache and run it again."
+        return (
+            f"packages/{name}: a disk is full. Free {SPACE_GIB} GiB for Go's caches (`go env GOCACHE GOMODCACHE`) "
+            "and ours, and run it again."
+        )
     if "missing go.sum entry" in said or "updates to go.mod needed" in said:
         return f"packages/{name}: go.mod and go.sum do not fit each other. Run `go mod tidy` in packages/{name}."
     return f"packages/{name}: Go could not build it: {last}"
@@ -110,10 +125,15 @@ def explained(name: str, said: str) -> str:
 def require_go() -> None:
     """Raises BuildError when there is no Go that is new enough."""
     if shutil.which("go") is None:
-        raise BuildError(f"Go {'.'.join(map(str, GO))} or newer was not found: put it on PATH (the packages are built from source).")
-    said = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.strip()
-    version = re.match(r"go(\d+)\.(\d+)", said)
-    if version is None or (int(version[1]), int(version[2])) < GO:
+        raise BuildError(
+            f"Go {'.'.join(map(str, GO))} or newer was not found: put it on PATH (the packages are built from source)."
+        )
+    local = {**os.environ, "GOTOOLCHAIN": "local"}
+    said = subprocess.run(
+        ["go", "env", "GOVERSION"], capture_output=True, text=True, check=True, env=local
+    ).stdout.strip()
+    version = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", said)
+    if version is None or tuple(int(part or 0) for part in version.groups()) < GO:
         raise BuildError(f"{said} is too old: put Go {'.'.join(map(str, GO))} or newer on PATH.")
 
 
@@ -121,7 +141,10 @@ def require_space(cache: Path) -> None:
     """Raises BuildError when a build would fill the disk."""
     free = shutil.disk_usage(cache).free / 2**30
     if free < SPACE_GIB:
-        raise BuildError(f"{cache}: {free:.1f} GiB are free, a build needs {SPACE_GIB}. Free some, or set ARCHES_CACHE to another disk.")
+        raise BuildError(
+            f"{cache}: {free:.1f} GiB are free, a build needs {SPACE_GIB}. "
+            "Free some, or set ARCHES_CACHE to another disk."
+        )
 
 
 def tool(name: str, main: str, cache: Path) -> Path:
@@ -173,7 +196,9 @@ def build(package: Package, cache: Path) -> Path:
             capture_output=True, check=False, env={**os.environ, "SOURCE_DATE_EPOCH": "0"},
         )  # fmt: skip
         if done.returncode:
-            raise BuildError(f"packages/{package.name}/nfpm.yml: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            raise BuildError(
+                f"packages/{package.name}/nfpm.yml: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+            )
         result.rename(target)
     return built(package, cache) or target
 
@@ -214,6 +239,8 @@ def build_all(packages: Sequence[Package], cache: Path) -> list[Path]:
     if missing:
         with alone(cache):
             missing = [package for package in packages if built(package, cache) is None]
+            for cut_off in cache.glob(".*"):
+                shutil.rmtree(cut_off)
             if missing:
                 require_go()
                 require_space(cache)
@@ -244,7 +271,8 @@ def main() -> int:
         print(f"packages: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"packages: {error.filename}: {error.strerror}. What was there is as it was.", file=sys.stderr)
+        fix = f" Free {SPACE_GIB} GiB." if error.errno == errno.ENOSPC else ""
+        print(f"packages: {error.filename}: {error.strerror}.{fix} What was there is as it was.", file=sys.stderr)
         return 1
     return 0
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make the fleet's apt repository of .deb files, signed, as one archive: packages/repository.py --into FOLDER --key FILE DEB ...
+"""Make the fleet's signed apt repository as one archive: packages/repository.py --into FOLDER --key FILE DEB ...
 
-Writes ``apt-<version>.tar.gz``, ``apt.json`` (which one is the newest, in the form of a release) and ``apt.asc`` (the key that hosts trust) into the
-folder. The version is a hash of packages and key: nothing new means nothing to do, and a failure leaves what was there. With ``--new-key FILE``
-it only makes a signing key.
+Writes ``apt-<version>.tar.gz``, ``apt.json`` (which one is the newest, in the form of a release) and ``apt.asc`` (the
+key that hosts trust) into the folder. The version is a hash of packages and key: nothing new means nothing to do, and
+a failure leaves what was there. With ``--new-key FILE`` it only makes a signing key.
 """
 
 import argparse
@@ -33,7 +33,9 @@ def run(*argv: str | Path, folder: Path | None = None, stdin: bytes | None = Non
     if shutil.which(program) is None:
         raise RepositoryError(f"{program} was not found: run `make environment`, which installs it.")
     environment = {**os.environ, "GNUPGHOME": str(home)} if home else None
-    done = subprocess.run([str(word) for word in argv], cwd=folder, input=stdin, capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        [str(word) for word in argv], cwd=folder, input=stdin, capture_output=True, env=environment, check=False
+    )
     if done.returncode:
         raise RepositoryError(f"{program} failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
@@ -53,7 +55,8 @@ class Signer:
             self.gpg("--import", stdin=key)
         except RepositoryError as error:
             raise RepositoryError(
-                "the signing key (vault_apt_repository_key) is no ASCII-armoured secret key. Make one: packages/repository.py --new-key FILE"
+                "the signing key (vault_apt_repository_key) is no ASCII-armoured secret key. "
+                "Make one: packages/repository.py --new-key FILE"
             ) from error
         listed = self.gpg("--list-secret-keys", "--with-colons").decode()
         self.fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
@@ -113,9 +116,9 @@ def publish(packages: Sequence[Path], key: bytes, into: Path) -> dict[str, objec
     into.mkdir(mode=0o700, parents=True, exist_ok=True)
     pointer = into / "apt.json"
     known = json.loads(pointer.read_text()) if pointer.exists() else {}
-    with tempfile.TemporaryDirectory(prefix=".apt-", dir=into) as scratch:
-        (Path(scratch) / "gpg").mkdir()
-        signer = Signer(Path(scratch) / "gpg", key)
+    # gpg's socket has to have a short path, so its home is not beside the rest.
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory(prefix=".apt-", dir=into) as scratch:
+        signer = Signer(Path(home), key)
         try:
             version = version_of(packages, signer.fingerprint)
             archive = into / f"apt-{version}.tar.gz"

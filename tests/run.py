@@ -35,7 +35,7 @@ CHECKS = [
         ["ruff", "check", "."],
         ["mypy"],
         ["yamllint", "--strict", "."],
-        ["pytest", "tests/rules", "tests/plugins"],
+        ["pytest", "tests/rules", "tests/plugins", "tests/monitoring"],
     ],
 ]
 
@@ -99,6 +99,12 @@ def machines(tally: Tally) -> None:
     run(tally, "machines", ["pytest", "tests/machines"])
 
 
+def packages(tally: Tally) -> None:
+    """What Debian does not ship: built when it is not in the cache; the builder and its repository."""
+    run(tally, "build packages", ["python", "packages/build.py"])
+    run(tally, "packages", ["pytest", "tests/packages"])
+
+
 def roles(tally: Tally) -> None:
     """Molecule scenarios of the roles, two at a time."""
     run(tally, "roles", ["pytest", "tests/molecule"])
@@ -113,14 +119,23 @@ def app(tally: Tally) -> None:
 
 
 def fleet(tally: Tally) -> None:
-    """The fleet of `make up`: brought up (and removed) here unless one is running."""
+    """The fleet of `make up`: brought up (and removed) here unless one is running; its tests, and six alerts."""
     with fleet_of(tally, "local", []):
         run(tally, "fleet", ["pytest", "tests/fleet"])
+        alerts(tally)
+
+
+def alerts(tally: Tally) -> None:
+    """Alerts are caused on a running fleet: six of them, or those that ALERTS names."""
+    run(tally, "alerts", ["pytest", "tests/drills"])
 
 
 def full(tally: Tally) -> None:
-    """What is long and rarely breaks: the data tier's roles on three machines each."""
+    """What is long and rarely breaks: the data tier's roles on three machines each, Loki away for long, every alert."""
     run(tally, "roles ha", ["env", "SCENARIO=ha", "pytest", "tests/molecule"])
+    with fleet_of(tally, "local", ["make", "up"]):
+        run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
+        run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills"])
 
 
 @contextmanager
@@ -145,7 +160,10 @@ def main(names: list[str]) -> int:
     """Run the named layers; returns the exit status."""
     REPORTS.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] = f"{REPOSITORY / '.venv/bin'}:{os.environ['PATH']}"
-    layers = {"check": check, "machines": machines, "roles": roles, "app": app, "fleet": fleet, "full": full}
+    layers = {
+        "check": check, "machines": machines, "packages": packages, "roles": roles, "app": app, "fleet": fleet,
+        "alerts": alerts, "full": full,
+    }  # fmt: skip
     tally = Tally()
     for name in names:
         layers[name](tally)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,3 +36,16 @@ def play(
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{\n") :])[0]
     return {host: numbers["changed"] for host, numbers in report["stats"].items()}
+
+
+def feed(host: Host, command: str, text: str = "") -> str:
+    """What a root shell on a machine prints when it is given a text of any length; bytes that are no text are replaced.
+
+    :raises subprocess.CalledProcessError: on a non-zero status.
+    """
+    keys = f"{os.environ['MOLECULE_EPHEMERAL_DIRECTORY']}/state/ssh"
+    address = host.ansible.get_variables()["ansible_host"]
+    words = ["ssh", "-F", "none", "-i", f"{keys}/id_ed25519", "-o", f"UserKnownHostsFile={keys}/known_hosts"]
+    words += ["-o", "LogLevel=ERROR", f"ops@{address}", "sudo sh -c " + shlex.quote(command)]
+    done = subprocess.run(words, input=text.encode(), capture_output=True, check=True, timeout=120)
+    return done.stdout.decode(errors="replace")

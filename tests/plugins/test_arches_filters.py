@@ -95,3 +95,85 @@ def test_the_guard_admits_what_the_rules_admit() -> None:
     assert guard["admits"](given, "10.9.9.9", 22)
     assert not guard["admits"](given, "10.9.9.8", 22) and not guard["admits"](given, "10.9.9.9", 2222)
     assert guard["admits"](rules("a", port=20, count=3, **{"from": ["world"]}), "192.0.2.1", 22)
+
+
+MEASURED = {
+    "metrics_gateway": {"hosts": "all", "port": 9998},
+    "one": {"hosts": "data", "port": 9100, "metrics": {}},
+    "some": {"hosts": "api", "port": 9090, "count": "per_core", "metrics": {}},
+    "silent": {"hosts": "api", "port": 1},
+}
+
+
+def test_what_is_measured_is_scraped_through_its_hosts_gateway() -> None:
+    one, some = filters.scrape_jobs(MEASURED, GROUPS, HOSTVARS)
+    assert one == {
+        "job": "one",
+        "targets": [{"target": "10.0.0.4:9998", "module": "one", "host": "d", "instance": "d"}],
+    }
+    assert some["job"] == "some"
+    assert [(t["module"], t["instance"]) for t in some["targets"]] == [
+        ("some-1", "a:1"), ("some-2", "a:2"), ("some-1", "b:1"), ("some-2", "b:2"),
+    ]  # fmt: skip
+
+
+def test_a_probe_asks_every_host_of_its_service() -> None:
+    services = {"web": {"hosts": "api", "port": 443}}
+    probe = {"job": "probe_web", "module": "http", "service": "web", "target": "https://{address}:{port}/ready"}
+    assert filters.probe_jobs([probe], services, GROUPS, HOSTVARS) == [
+        {
+            "job": "probe_web",
+            "module": "http",
+            "targets": [
+                {"host": "a", "target": "https://10.0.0.2:443/ready"},
+                {"host": "b", "target": "https://10.0.0.3:443/ready"},
+            ],
+        }
+    ]
+
+
+def modules(host: str, **service: Any) -> dict[str, Any]:
+    """The gateway's modules of a host for a map of one service."""
+    services = {"toy": {"hosts": "api", "port": 9000, "from": [], "tls": "none", "metrics": {}, **service}}
+    found: dict[str, Any] = filters.gateway_modules(services, host, GROUPS, HOSTVARS)
+    return found
+
+
+def module(port: int, **other: Any) -> dict[str, Any]:
+    """A module on loopback, as far as nothing else is said."""
+    return {"scheme": "http", "address": "127.0.0.1", "port": port, "path": "/metrics", **other}
+
+
+def test_a_service_with_metrics_is_a_module_on_its_own_hosts() -> None:
+    assert modules("a") == modules("a", metrics=None) == {"toy": module(9000)}
+    assert modules("d") == {}
+    assert modules("d", hosts="all") == {"toy": module(9000)}
+
+
+def test_a_service_without_metrics_is_no_module() -> None:
+    services = {"toy": {"hosts": "api", "port": 9000, "from": []}}
+    assert filters.gateway_modules(services, "a", GROUPS, HOSTVARS) == {}
+
+
+def test_several_ports_are_numbered_modules() -> None:
+    expected = {"toy-1": module(9000), "toy-2": module(9001)}
+    assert modules("a", count="per_core") == expected
+    assert modules("a", count=2) == expected
+
+
+def test_a_single_core_has_one_module_of_the_plain_name() -> None:
+    services = {"toy": {"hosts": "api", "port": 9000, "from": [], "count": "per_core", "metrics": {}}}
+    found = filters.gateway_modules(services, "a", GROUPS, {"a": {"address": "10.0.0.2", "cpus": 1}})
+    assert found == {"toy": module(9000)}
+
+
+def test_a_service_that_does_not_listen_on_loopback_is_asked_at_the_hosts_address() -> None:
+    found = modules("a", metrics={"scheme": "https", "address": "host", "path": "/m"})
+    assert found == {"toy": module(9000, scheme="https", address="10.0.0.2", path="/m")}
+
+
+@pytest.mark.parametrize(("rate", "hours"), [(300, 1), (1, 1), (50, 24)])
+def test_the_journal_holds_its_hours_even_with_its_oldest_file_gone(rate: int, hours: int) -> None:
+    limit = int(filters.journal_size(rate, hours).removesuffix("M")) * 1024**2
+    assert limit * 7 / 8 >= rate * hours * 3600 * filters.JOURNAL_LINE_BYTES
+    assert limit <= rate * hours * 3600 * filters.JOURNAL_LINE_BYTES * 8 / 7 + 1024**2, "not more than is needed"

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from lib.plugins import PROJECT, load_plugin
+from lib.plugins import PROJECT, load_plugin, load_script
 
 host_state = load_plugin("modules", "host_state")
 
 
-def load_status() -> ModuleType:
-    """The program as a module."""
-    loader = importlib.machinery.SourceFileLoader("arches_status", str(PROJECT / "ansible/bin/status"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-status = load_status()
+status = load_script("status")
 
 
 def answer() -> dict[str, Any]:
     """What ansible/status.yml writes for two healthy hosts."""
-    well = {"release": None, "ready": None}
+    well = {"release": None, "ready": None, "missing_units": []}
     return {
         "hosts": {
             "api1": {**well, "failed_units": [], "units": {"api.socket": "active"}, "release": "1.2.0", "ready": True},
@@ -44,6 +31,7 @@ def answer() -> dict[str, Any]:
             "etcd": {"leader": "data1", "healthy": ["data1"]},
         },
         "complaints": [],
+        "vendor_units": ["grafana-server.service"],
         "name": "api.example",
         "edge": "192.0.2.11",
         "ca": str(PROJECT / "ca.crt"),
@@ -81,6 +69,22 @@ def test_each_fault_is_named(breakage: Callable[[dict[str, Any]], None], complai
     assert status.document(broken)["complaints"] == [complaint]
 
 
+def test_what_its_vendor_has_not_delivered_is_no_complaint() -> None:
+    """Only a unit that is optional and not installed; one that stopped, or is needed, is named."""
+    vendor = answer()
+    vendor["hosts"]["data1"]["units"]["grafana-server.service"] = "inactive"
+    vendor["hosts"]["data1"]["missing_units"] = ["grafana-server.service"]
+    shown = status.document(vendor)
+    assert shown["complaints"] == []
+    assert shown["hosts"]["data1"]["units"]["grafana-server.service"] == "absent"
+    assert status.table(shown).splitlines()[2].split()[3] == "2/2"
+    vendor["hosts"]["data1"]["missing_units"] = []
+    assert status.document(vendor)["complaints"] == ["data1: grafana-server.service is inactive"]
+    vendor["hosts"]["data1"]["units"]["etcd.service"] = "inactive"
+    vendor["hosts"]["data1"]["missing_units"] = ["grafana-server.service", "etcd.service"]
+    assert status.document(vendor)["complaints"] == ["data1: etcd.service is inactive"]
+
+
 def test_the_table_has_a_line_for_each_host() -> None:
     lines = status.table(status.document(answer())).splitlines()
     assert lines[1].split() == ["api1", "api", "192.0.2.21", "1/1", "1.2.0"]
@@ -97,3 +101,11 @@ def test_units_are_read_block_by_block() -> None:
     shown = "Id=etcd.service\nActiveState=active\n\nId=patroni.service\nActiveState=failed\n"
     assert host_state.unit_states(shown) == {"etcd.service": "active", "patroni.service": "failed"}
     assert host_state.unit_states("") == {}
+
+
+def test_units_without_a_file_are_known() -> None:
+    shown = "Id=a.service\nLoadState=loaded\nActiveState=active\n\n"
+    shown += "Id=b.service\nLoadState=not-found\nActiveState=inactive\n"
+    assert host_state.missing_units(shown) == ["b.service"]
+    assert host_state.unit_states(shown) == {"a.service": "active", "b.service": "inactive"}
+    assert host_state.missing_units("") == []

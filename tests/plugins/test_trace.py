@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import os
 import subprocess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from lib.plugins import PROJECT
+from lib.plugins import PROJECT, load_script
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"  # sha256: none, but as random as one (the W3C's example)
 BEGIN = 1_795_556_507_000_000
 
 
-def load() -> ModuleType:
-    """The command as a module."""
-    loader = importlib.machinery.SourceFileLoader("arches_trace", str(PROJECT / "ansible/bin/trace"))
-    spec = importlib.util.spec_from_loader("arches_trace", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-trace = load()
+trace = load_script("trace")
 
 
 def span(

@@ -163,6 +163,25 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("staging/group_vars/all/main.yml", "topology: ha", "topology: single"),
         ("inventories/staging/group_vars/all/main.yml", "`topology` is single", "refused in staging"),
     ),
+    "nobody hears of pages": (
+        ("prod/group_vars/all/main.yml", "page: [{type: pagerduty}]", "page: []"),
+        ("inventories/prod/group_vars/all/main.yml", "`alert_receivers.page` is empty", "Name a receiver"),
+    ),
+    "misspelled receiver": (
+        ("prod/group_vars/all/main.yml", "{type: pagerduty}", "{type: pagerdty}"),
+        ("`alert_receivers.page` has a receiver of type `pagerdty`", "Did you mean `pagerduty`?"),
+    ),
+    "receiver without its address": (
+        (
+            "local/group_vars/all/main.yml",
+            'ticket: [{type: webhook, url: "http://10.88.10.1:9199/ticket"}]',
+            "ticket: [{type: webhook}]",
+        ),
+        (
+            "inventories/local/group_vars/all/main.yml",
+            "`alert_receivers.ticket`: a receiver of type webhook lacks `url`",
+        ),
+    ),
     "unknown topology": (
         ("local/group_vars/all/main.yml", "topology: ha", "topology: pair"),
         ("inventories/local/group_vars/all/main.yml", "`topology` is `pair`", "one of ha, single"),
@@ -217,7 +236,7 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "too little memory": (
         ("prod/hosts.yml", "203.0.113.32, memory_mb: 16384", "203.0.113.32, memory_mb: 8192"),
-        ("inventories/prod/hosts.yml", "`memory_mb` of data2 is 8192", "postgres 8192", "Write at least 9600"),
+        ("inventories/prod/hosts.yml", "`memory_mb` of data2 is 8192", "postgres 8192", "Write at least 9824"),
     ),
     "Patroni's ttl too short": (
         ("prod/group_vars/all/timers.yml", "retry_timeout: 3", "retry_timeout: 10"),

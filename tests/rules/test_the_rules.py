@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 
-@pytest.mark.parametrize("name", ["test_content", "test_documents", "test_network", "test_roles"])
+@pytest.mark.parametrize("name", ["test_alerts", "test_content", "test_documents", "test_network", "test_roles"])
 def test_every_rule_is_run(name: str) -> None:
     module = importlib.import_module(f"rules.{name}")
     rules = {

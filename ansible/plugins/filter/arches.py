@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,14 @@ def edge_lines(hosts: Sequence[str], hostvars: Hosts, domain: str) -> list[dict[
     return [{"address": hostvars[host]["address"], "names": [f"api.{domain}"]} for host in hosts]
 
 
+def instances(service: Mapping[str, Any], cpus: int) -> int:
+    """Number of ports that one service takes on a host with this many cores."""
+    return cpus if service.get("count") == "per_core" else int(service.get("count", 1))
+
+
 def ports(service: Mapping[str, Any], cpus: int) -> str:
     """Ports of one service as nftables writes them: "8080" or "9090-9091". `per_core` needs the host's cores."""
-    count = cpus if service.get("count") == "per_core" else int(service.get("count", 1))
+    count = instances(service, cpus)
     first = int(service["port"])
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
@@ -70,6 +76,93 @@ def certificates(host: str, address: str, member_of: Sequence[str], domain: str)
     return [own, {"name": "edge", "common_name": f"api.{domain}", "names": [f"api.{domain}"]}]
 
 
+def scrape_jobs(services: Mapping[str, Mapping[str, Any]], groups: Groups, hostvars: Hosts) -> list[dict[str, Any]]:
+    """What Prometheus scrapes, one job for each service with `metrics`, through the metrics gateway of its hosts.
+
+    Each target has the gateway's address, the module to ask there (`gateway_modules`), its host and its instance.
+    """
+    gateway = services["metrics_gateway"]["port"]
+    jobs = []
+    for name, service in services.items():
+        if "metrics" not in service:
+            continue
+        targets = []
+        for host in groups.get(service["hosts"], []):
+            count = instances(service, hostvars[host]["cpus"])
+            targets += [
+                {
+                    "target": f"{hostvars[host]['address']}:{gateway}",
+                    "module": name if count == 1 else f"{name}-{number}",
+                    "host": host,
+                    "instance": host if count == 1 else f"{host}:{number}",
+                }
+                for number in range(1, count + 1)
+            ]
+        jobs.append({"job": name, "targets": targets})
+    return jobs
+
+
+def probe_jobs(
+    probes: Sequence[Mapping[str, str]], services: Mapping[str, Mapping[str, Any]], groups: Groups, hostvars: Hosts
+) -> list[dict[str, Any]]:
+    """What is asked from outside: for each probe its job, its module, and a target on every host of its service.
+
+    A probe is {job, module, service, target}; `target` holds {address} and {port}.
+    """
+    return [
+        {
+            "job": probe["job"],
+            "module": probe["module"],
+            "targets": [
+                {
+                    "host": host,
+                    "target": probe["target"].format(
+                        address=hostvars[host]["address"], port=services[probe["service"]]["port"]
+                    ),
+                }
+                for host in groups.get(services[probe["service"]]["hosts"], [])
+            ],
+        }
+        for probe in probes
+    ]
+
+
+def gateway_modules(
+    services: Mapping[str, Mapping[str, Any]], host: str, groups: Groups, hostvars: Hosts
+) -> dict[str, dict[str, Any]]:
+    """What the metrics gateway of a host passes on, by module: where the host's own services say how they are.
+
+    A module has the service's name; with several ports, their numbers from 1 after it (`api_metrics-1`).
+    """
+    modules = {}
+    for name, service in services.items():
+        if "metrics" not in service or host not in groups.get(service["hosts"], []):
+            continue
+        wanted = {"path": "/metrics", "scheme": "http", "address": "loopback", **(service["metrics"] or {})}
+        count = instances(service, hostvars[host]["cpus"])
+        for number in range(1, count + 1):
+            modules[name if count == 1 else f"{name}-{number}"] = {
+                "scheme": wanted["scheme"],
+                "address": "127.0.0.1" if wanted["address"] == "loopback" else hostvars[host]["address"],
+                "port": int(service["port"]) + number - 1,
+                "path": wanted["path"],
+            }
+    return modules
+
+
+# Bytes on the disk that one line costs in the journal, fields and index included. Measured: 800 for lines of 200 bytes.
+JOURNAL_LINE_BYTES = 1024
+
+
+def journal_size(lines_per_second: int, hours: int) -> str:
+    """Limit of the journal, as journald writes it, that holds a host's lines for some hours.
+
+    journald deletes whole files, an eighth of the limit each, so only seven eighths are certain to be there.
+    """
+    mebibytes = lines_per_second * hours * 3600 * JOURNAL_LINE_BYTES / 1024**2
+    return f"{math.ceil(mebibytes * 8 / 7)}M"
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -79,5 +172,9 @@ class FilterModule:
             "certificates": certificates,
             "edge_lines": edge_lines,
             "firewall_rules": firewall_rules,
+            "gateway_modules": gateway_modules,
             "host_lines": host_lines,
+            "journal_size": journal_size,
+            "probe_jobs": probe_jobs,
+            "scrape_jobs": scrape_jobs,
         }

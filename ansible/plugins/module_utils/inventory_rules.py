@@ -523,6 +523,38 @@ def timers_fit(inventory: Inventory) -> Iterator[str]:
         )
 
 
+# Receivers
+
+# What each type of receiver needs besides its type.
+RECEIVERS = {
+    "webhook": ["url"],
+    "email": ["to", "from", "smarthost"],
+    "slack": ["channel"],
+    "pagerduty": [],
+}
+
+
+def receivers_are_usable(inventory: Inventory) -> Iterator[str]:
+    """Somebody hears of pages and of tickets, in a way that Alertmanager knows."""
+    receivers, file = inventory.first("alert_receivers"), inventory.file_of("alert_receivers")
+    if not isinstance(receivers, Mapping):
+        return
+    for name, entries in receivers.items():
+        if not isinstance(entries, Sequence) or isinstance(entries, str):
+            continue
+        place = f"{file}: `alert_receivers.{name}`"
+        if not entries and name != "watchdog":
+            yield f"{place} is empty, so nobody would hear. Name a receiver, e.g. {{type: slack, channel: '#ops'}}."
+        for entry in (entry for entry in entries if isinstance(entry, Mapping)):
+            kind = str(entry.get("type"))
+            if kind not in RECEIVERS:
+                meant = hint(suggestion(kind, list(RECEIVERS)))
+                yield f"{place} has a receiver of type `{kind}`.{meant} Known: {', '.join(RECEIVERS)}."
+                continue
+            for key in (key for key in RECEIVERS[kind] if not entry.get(key)):
+                yield f"{place}: a receiver of type {kind} lacks `{key}`. Add it."
+
+
 RULES = (
     groups_are_known,
     files_have_owners,
@@ -537,4 +569,5 @@ RULES = (
     connections_suffice,
     memory_suffices,
     timers_fit,
+    receivers_are_usable,
 )

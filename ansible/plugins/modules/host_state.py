@@ -5,7 +5,8 @@
         units: [etcd.service, patroni.service]
         api_url: http://203.0.113.21:8080      # optional
 
-Result: units (state by name), failed_units (names, whoever they belong to), release, ready.
+Result: units (state by name), missing_units (names that systemd has no file for), failed_units (names, whoever they
+belong to), release, ready.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from ansible.module_utils.json_https import NoAnswer, ask
 
 
 def unit_states(shown: str) -> dict[str, str]:
-    """State by name from the output of `systemctl show --property=Id,ActiveState`."""
+    """State by name from the output of `systemctl show --property=Id,ActiveState,LoadState`."""
     blocks = (dict(line.split("=", 1) for line in block.splitlines()) for block in shown.strip().split("\n\n"))
     return {block["Id"]: block["ActiveState"] for block in blocks if "Id" in block}
+
+
+def missing_units(shown: str) -> list[str]:
+    """Names from the same output, with LoadState, of units that are not installed."""
+    blocks = (dict(line.split("=", 1) for line in block.splitlines()) for block in shown.strip().split("\n\n"))
+    return [block["Id"] for block in blocks if block.get("LoadState") == "not-found"]
 
 
 def api_state(url: str | None) -> dict[str, t.Any]:
@@ -50,12 +57,15 @@ def main() -> None:
     shown = (
         ""
         if not units
-        else module.run_command(["systemctl", "show", "--property=Id,ActiveState", "--", *units], check_rc=True)[1]
+        else module.run_command(
+            ["systemctl", "show", "--property=Id,ActiveState,LoadState", "--", *units], check_rc=True
+        )[1]
     )
     failed = module.run_command(["systemctl", "list-units", "--failed", "--plain", "--no-legend"], check_rc=True)[1]
     module.exit_json(
         changed=False,
         units=unit_states(shown),
+        missing_units=missing_units(shown),
         failed_units=[line.split()[0] for line in failed.splitlines() if line.strip()],
         **api_state(url),
     )

@@ -48,6 +48,15 @@ def test_listens_on_its_own_address_only(host):
     assert sorted(line.split()[3] for line in listeners) == [f"{address}:2379", f"{address}:2380"]
 
 
+def test_metrics_are_read_on_loopback_only(host):
+    listener = host.check_output("ss -Hltn '( sport = 2381 )'").split()
+    assert listener[3] == "127.0.0.1:2381"
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:2381/metrics').read().decode())"
+    lines = host.check_output("python3 -c %s", ask).splitlines()
+    assert "etcd_server_has_leader 1" in lines
+    assert any(line.startswith("etcd_disk_wal_fsync_duration_seconds_bucket") for line in lines)
+
+
 def test_is_back_after_a_kill(host, etcdctl):
     assert etcdctl("put survives kill").succeeded
     host.run_expect([0], "systemctl kill -s KILL etcd")

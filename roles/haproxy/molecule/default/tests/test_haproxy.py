@@ -58,6 +58,18 @@ def test_listens_on_loopback_only(host: Host) -> None:
     assert not host.socket("tcp://0.0.0.0:5000").is_listening
 
 
+def metrics(host: Host) -> list[str]:
+    """Lines of HAProxy's metrics."""
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8405/metrics').read().decode())"
+    return str(host.check_output("python3 -c %s", ask)).splitlines()
+
+
+def test_metrics_say_who_is_up_and_are_read_on_loopback_only(host: Host) -> None:
+    assert not host.socket("tcp://0.0.0.0:8405").is_listening
+    up = 'haproxy_server_status{proxy="leader",server="%s",state="UP"} %d'
+    wait_for("member1 alone is up", lambda: {up % ("member1", 1), up % ("member2", 0)} <= set(metrics(host)), SOON_S)
+
+
 def test_certificate_of_another_name_is_not_trusted(host: Host) -> None:
     """The stranger says 200 on /primary, as the leader does."""
     lie = "import ssl, urllib.request as u; c = ssl._create_unverified_context(); "

@@ -1,5 +1,6 @@
 """The edge in front of three real upstreams and one that is away."""
 
+import contextlib
 import json
 import socket
 import ssl
@@ -219,19 +220,108 @@ def test_what_is_no_http_is_refused(address: str, trust: ssl.SSLContext) -> None
     assert answer.startswith(b"HTTP/1.1 400 ") and b"urn:arches:problem:bad-request" in answer
 
 
-def test_each_request_is_one_json_line_in_the_journal(
-    host: Host, edge: httpx.Client, upstreams: Callable[..., None]
-) -> None:
+LOG = "/var/log/nginx/access.json"
+
+
+def entries(host: Host) -> list[dict[str, Any]]:
+    """The access log; every line of it must be JSON in UTF-8."""
+    return [json.loads(line) for line in host.file(LOG).content.decode().splitlines()]
+
+
+def test_each_request_is_one_json_line(host: Host, edge: httpx.Client, upstreams: Callable[..., None]) -> None:
     answer = edge.get('/v1/x?q=secret"words')
 
-    def line() -> dict[str, Any]:
-        lines = host.check_output("journalctl -t nginx -o cat --since '-1min'").splitlines()
-        found = [json.loads(text) for text in lines if answer.headers["x-request-id"] in text]
-        return found[0] if found else {}
-
-    entry = wait_for("the request's line", line, timeout_s=10)
+    (entry,) = (entry for entry in entries(host) if entry["request_id"] == answer.headers["x-request-id"])
     assert (entry["status"], entry["path"], entry["method"], entry["protocol"]) == (200, "/v1/x", "GET", "HTTP/1.1")
     assert "secret" not in json.dumps(entry)
+    assert entry["trace_id"] == entry["request_id"]
+
+
+HOSTILE = [
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: NAME\r\nUser-Agent: \xc3\x28\r\n\r\n",
+    b'GET /"},{"status":200,"x":"\\ HTTP/1.1\r\nHost: NAME\r\nUser-Agent: "\\"\t\x01\r\n\r\n',
+    b"GET / HTTP/1.1\r\nHost: \xff\xffx\r\n\r\n",
+    b"GET /old\r\n\r\n",
+    b"\x16\x03\x00\xff\r\n\r\n",
+    b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\n\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: NAME\r\nContent-Length: 10\r\n\r\nx",
+]
+
+
+@pytest.mark.parametrize("request_bytes", HOSTILE)
+def test_no_request_breaks_the_log(
+    request_bytes: bytes, host: Host, address: str, trust: ssl.SSLContext, upstreams: Callable[..., None]
+) -> None:
+    before = len(entries(host))
+    with socket.create_connection((address, 443)) as plain, trust.wrap_socket(plain, server_hostname=address) as tls:
+        tls.sendall(request_bytes.replace(b"NAME", address.encode()))
+        tls.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            tls.recv(65536)
+    lines = wait_for("a line more", lambda: entries(host)[before:], timeout_s=10)
+    assert len(lines) == 1
+    assert isinstance(lines[0]["status"], int) and isinstance(lines[0]["seconds"], float)
+
+
+def test_the_log_is_put_aside_when_it_is_large_and_goes_on(host: Host, edge: httpx.Client) -> None:
+    host.run_expect([0], "logrotate --force /etc/logrotate.d/arches-nginx")
+    assert host.file(f"{LOG}.1").size > 0
+
+    def goes_on() -> bool:
+        edge.get("/robots.txt")
+        return bool(host.file(LOG).size)
+
+    wait_for("lines in the new file", goes_on, timeout_s=10)
+    assert oct(host.file(LOG).mode) == "0o640"
+    assert host.check_output("systemctl show -p TimersCalendar --value logrotate.timer").count("*:00/10") == 1
+
+
+SPAN = "0123456789abcdef"
+TRACE = SPAN + SPAN
+
+
+@pytest.mark.parametrize("flags", ["00", "01"])
+def test_a_trace_that_a_client_began_goes_on(
+    flags: str, host: Host, edge: httpx.Client, upstreams: Callable[..., None]
+) -> None:
+    given = f"00-{TRACE}-{SPAN}-{flags}"
+    answer = edge.get("/v1/x", headers={"traceparent": given, "tracestate": "stranger=1"})
+    heard = {name.lower(): value for name, value in answer.json()["headers"].items()}
+    assert heard["traceparent"] == given
+    assert "tracestate" not in heard
+    (entry,) = (entry for entry in entries(host) if entry["request_id"] == answer.headers["x-request-id"])
+    assert entry["trace_id"] == TRACE
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "nonsense",
+        f"01-{TRACE}-{SPAN}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE}-{SPAN}-01, 00-{TRACE}-{SPAN}-01",
+    ],
+)
+def test_any_other_request_begins_a_trace_of_its_own(
+    given: str | None, edge: httpx.Client, upstreams: Callable[..., None]
+) -> None:
+    answer = edge.get("/v1/x", headers={} if given is None else {"traceparent": given})
+    heard = {name.lower(): value for name, value in answer.json()["headers"].items()}
+    request = answer.headers["x-request-id"]
+    assert heard["traceparent"] == f"00-{request}-{request[:16]}-00"
+
+
+def test_connections_are_counted_on_loopback_only(host: Host, address: str) -> None:
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8081/stub_status').read().decode())"
+    assert "Active connections:" in host.check_output("python3 -c %s", ask)
+    assert not host.socket("tcp://0.0.0.0:8081").is_listening
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://{address}:8081/stub_status")
 
 
 def test_a_bad_configuration_is_refused_and_the_good_one_goes_on(host: Host, edge: httpx.Client) -> None:

@@ -64,6 +64,13 @@ def test_prepared_statements_survive_shared_connections(host: Host) -> None:
     assert int(host.check_output("runuser -u postgres -- psql -XAtc %s", backends)) <= 2
 
 
+def test_who_may_look_may_do_nothing_else(host: Host) -> None:
+    look = {"user": "stats", "password": "stats-secret", "db": "pgbouncer"}
+    assert "pgbouncer|" in psql(host, "SHOW POOLS", **look)
+    assert "admin access needed" in psql(host, "PAUSE arches", **look)
+    assert "FATAL" in psql(host, "SELECT 1", user="stats", password="stats-secret")
+
+
 def test_killed_pooler_is_back_within_a_second(host: Host) -> None:
     before = pid(host)
     host.check_output("kill -9 %s", before)

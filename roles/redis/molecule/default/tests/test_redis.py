@@ -10,7 +10,7 @@ from testinfra.host import Host
 from lib.scenario import PROJECT, play
 from lib.waiting import wait_for
 
-PASSWORDS = {name: f"{name}-secret" for name in ("admin", "replication", "sentinel", "app")}
+PASSWORDS = {name: f"{name}-secret" for name in ("admin", "replication", "sentinel", "app", "monitor")}
 SCENARIO = Path(__file__).parents[1]
 MARKER = "/var/lib/arches/pending/redis"
 
@@ -73,6 +73,9 @@ ALLOWED = [
     ("app", 26379, "SENTINEL MASTERS"),
     ("sentinel", 6379, "INFO"),
     ("replication", 6379, "PING"),
+    ("monitor", 6379, "INFO"),
+    ("monitor", 26379, "INFO"),
+    ("monitor", 26379, "SENTINEL CKQUORUM arches"),
 ]
 DENIED = [
     ("app", 6379, "CONFIG GET maxmemory"),
@@ -88,6 +91,10 @@ DENIED = [
     ("sentinel", 6379, "CONFIG SET maxmemory 1"),
     ("replication", 6379, "GET key"),
     ("replication", 26379, "PING"),
+    ("monitor", 6379, "GET key"),
+    ("monitor", 6379, "CONFIG GET masterauth"),
+    ("monitor", 6379, "SLOWLOG GET"),
+    ("monitor", 26379, "SENTINEL FAILOVER arches"),
 ]
 
 
