@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from ansible.template import Templar
 
 from lib.debian13 import program
@@ -15,30 +14,12 @@ from rules.environments import ENVIRONMENTS, Environment, copy_inventories, load
 
 RULES = REPOSITORY / "monitoring" / "rules"
 FILES = sorted(RULES.glob("*.yml"))
-ALERTS = sorted(
-    rule["alert"]
-    for file in FILES
-    for group in yaml.safe_load(file.read_text())["groups"]
-    for rule in group["rules"]
-    if "alert" in rule
-)
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """promtool of the hosts' Debian."""
     line = [program("promtool", "promtool"), *arguments]
     return subprocess.run(line, cwd=RULES / "tests", capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def tested() -> dict[str, list[bool]]:
-    """Whether each alert was expected to fire, for every time that a unit test asks."""
-    found: dict[str, list[bool]] = {}
-    for file in sorted((RULES / "tests").glob("*.yml")):
-        for case in yaml.safe_load(file.read_text())["tests"]:
-            for asked in case.get("alert_rule_test", []):
-                found.setdefault(asked["alertname"], []).append(bool(asked.get("exp_alerts")))
-    return found
 
 
 def test_rules_are_understood() -> None:
@@ -50,13 +31,6 @@ def test_rules_are_understood() -> None:
 def test_rules_do_what_their_tests_say(file: str) -> None:
     done = promtool("test", "rules", file)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_is_seen_firing_and_not_firing(alert: str, tested: dict[str, list[bool]]) -> None:
-    # What always fires has no time at which it does not.
-    wanted = {True} if alert == "Watchdog" else {True, False}
-    assert set(tested.get(alert, [])) >= wanted, f"monitoring/rules/tests: {alert} was seen {tested.get(alert)}"
 
 
 def test_a_rule_with_a_typo_is_refused_with_its_place(tmp_path: Path) -> None:
