@@ -36,4 +36,5 @@ def make(folder: Path, version: str, key: Path) -> None:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    make(target, *(sys.argv[2:3] or ["1.0"]), target / (sys.argv[3] if len(sys.argv) > 3 else "key"))
+    version = sys.argv[2] if len(sys.argv) > 2 else "1.0"
+    make(target, version, target / (sys.argv[3] if len(sys.argv) > 3 else "key"))

@@ -164,7 +164,7 @@ def compile_program(package: Package, folder: Path, output: Path, cache: Path) -
     if not package.main:
         # The builder writes the sources; what they may be built from is pinned beside the manifest.
         builder = tool("builder", "go.opentelemetry.io/collector/cmd/builder", cache)
-        generate = [builder, "--config", "manifest.yml", "--skip-get-modules", "--skip-compilation"]
+        generate: list[str | Path] = [builder, "--config", "manifest.yml", "--skip-get-modules", "--skip-compilation"]
         done = subprocess.run(generate, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"packages/{package.name}/manifest.yml: {done.stderr.strip().splitlines()[-1]}")

@@ -56,7 +56,7 @@ def test_a_new_version_is_known_as_soon_as_the_role_has_run(client: Host) -> Non
     assert sum(play(CONVERGE).values()) == 0
 
 
-def test_ours_wins_against_a_newer_one_from_elsewhere(client: Host) -> None:
+def test_the_fleets_own_source_is_pinned_above_others(client: Host) -> None:
     policy = client.check_output("apt-cache policy arches-hello")
     assert "900" in policy and "https://packages:8443" in policy
 
