@@ -7,10 +7,11 @@ from collections.abc import Generator
 from uuid import UUID
 
 import asyncpg
+import httpx
 import pytest
 from api_support.embedder import StubEmbedder
 from api_support.forwarder import Paths
-from api_support.server import Person, serving
+from api_support.server import Person, Server, serving
 
 from arches_api.lib.embeddings import as_sql
 from arches_api.models import artifacts
@@ -135,6 +136,12 @@ def stub() -> Generator[StubEmbedder]:
     service.close()
 
 
+def backlog(server: Server) -> float:
+    """What the server's metrics say."""
+    text = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").text
+    return float(next(line for line in text.splitlines() if line.startswith("arches_embedding_backlog ")).split()[1])
+
+
 def test_without_the_embedder_artifacts_are_kept_found_by_words_and_embedded_later(
     forwarders: Paths, admin_url: str, stub: StubEmbedder
 ) -> None:
@@ -144,6 +151,7 @@ def test_without_the_embedder_artifacts_are_kept_found_by_words_and_embedded_lat
         stub.status = 503
         stored = person.store("weather report", "Storms are crossing the mountains")
         assert stored["embedded"] is False
+        wait_for("the backlog is told", lambda: backlog(server) > 0, 20)
         found = person.search("storm mountain")
         assert found["mode"] == "text"
         assert [item["name"] for item in found["items"]] == ["weather report"]
@@ -151,6 +159,7 @@ def test_without_the_embedder_artifacts_are_kept_found_by_words_and_embedded_lat
         stub.status = 200
         path = f"/v1/artifacts/{stored['id']}"
         wait_for("the background task embeds", lambda: person.http.get(path).json()["embedded"], 20)
+        wait_for("the backlog is gone", lambda: backlog(server) == 0, 20)
         found = wait_for(
             "search is by meaning again",
             lambda: (answer := person.search("storms"))["mode"] == "semantic" and answer,

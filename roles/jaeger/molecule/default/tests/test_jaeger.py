@@ -64,9 +64,18 @@ def test_queries_health_and_metrics_are_on_loopback_only(host: Host) -> None:
         assert not host.socket(f"tcp://0.0.0.0:{port}").is_listening
     assert host.run("curl -sS --fail http://127.0.0.1:13133/status").rc == 0
     stored(host)
-    metrics = host.check_output("curl -sS --fail http://127.0.0.1:8889/metrics")
-    for name in ("otelcol_receiver_accepted_spans", "otelcol_exporter_sent_spans", "jaeger_storage_badger_size_bytes"):
-        assert name in metrics
+    names_of_metrics = (
+        "otelcol_receiver_accepted_spans",
+        "otelcol_exporter_sent_spans",
+        "jaeger_storage_badger_size_bytes",
+    )
+
+    def missing() -> list[str]:
+        metrics = host.check_output("curl -sS --fail http://127.0.0.1:8889/metrics")
+        return [name for name in names_of_metrics if name not in metrics]
+
+    # The store counts its bytes every few seconds.
+    wait_for("all metrics are there", lambda: not missing(), SOON_S)
 
 
 def test_it_does_not_trace_itself(host: Host) -> None:
