@@ -23,7 +23,10 @@ def program(package: str, name: str) -> Path:
     :param name: name of the program in /usr/bin.
     :raises Unavailable: when the package cannot be fetched.
     """
-    cache = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches")) / "tools" / SUITE
+    home = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches"))
+    if not os.access(next(path for path in (home, *home.parents) if path.exists()), os.W_OK):
+        home = Path.home() / ".cache" / "arches"
+    cache = home / "tools" / SUITE
     path = cache / package / "usr" / "bin" / name
     if path.exists():
         return path
@@ -32,20 +35,20 @@ def program(package: str, name: str) -> Path:
     if not archives:
         raise Unavailable(f"{name}: this computer's apt knows no Debian archive to fetch {package} of {SUITE} from.")
     with tempfile.TemporaryDirectory(prefix=f".{package}-", dir=cache) as scratch:
-        home = Path(scratch)
+        own = Path(scratch)
         for folder in ("lists/partial", "cache/archives/partial", "parts"):
-            (home / folder).mkdir(parents=True)
-        (home / "sources.list").write_text("\n".join(archives) + "\n")
+            (own / folder).mkdir(parents=True)
+        (own / "sources.list").write_text("\n".join(archives) + "\n")
         apt = [
-            "apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={home}/sources.list",
-            "-o", f"Dir::Etc::sourceparts={home}/parts", "-o", f"Dir::State::lists={home}/lists",
-            "-o", f"Dir::Cache={home}/cache", "-o", "APT::Sandbox::User=root", "-o", "Dir::State::status=/dev/null",
+            "apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={own}/sources.list",
+            "-o", f"Dir::Etc::sourceparts={own}/parts", "-o", f"Dir::State::lists={own}/lists",
+            "-o", f"Dir::Cache={own}/cache", "-o", "APT::Sandbox::User=root", "-o", "Dir::State::status=/dev/null",
         ]  # fmt: skip
         for step in (["update"], ["download", package]):
-            done = subprocess.run([*apt, *step], cwd=home, capture_output=True, text=True, check=False)
+            done = subprocess.run([*apt, *step], cwd=own, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise Unavailable(f"{name}: {package} of {SUITE} was not fetched: {done.stderr.strip()[-300:]}")
-        (archive,) = home.glob("*.deb")
-        subprocess.run(["dpkg-deb", "--extract", archive, home / "tree"], check=True)
-        (home / "tree").rename(cache / package)
+        (archive,) = own.glob("*.deb")
+        subprocess.run(["dpkg-deb", "--extract", archive, own / "tree"], check=True)
+        (own / "tree").rename(cache / package)
     return path
