@@ -31,7 +31,7 @@ def answer() -> dict[str, Any]:
             "etcd": {"leader": "data1", "healthy": ["data1"]},
         },
         "complaints": [],
-        "vendor_units": ["grafana-server.service"],
+        "optional_units": ["grafana-server.service"],
         "name": "api.example",
         "edge": "192.0.2.11",
         "ca": str(PROJECT / "ca.crt"),

@@ -24,8 +24,8 @@ COMPONENTS = {
     "all": ["system", "exporters", "collector"],
     "edge": ["nginx"],
     "api": ["api", "embedder", "pgbouncer", "haproxy"],
-    "data": ["etcd", "postgres", "redis"],
-    "ops": ["apt_repository", "prometheus", "alertmanager", "loki", "jaeger", "grafana"],
+    "data": ["etcd", "postgres", "redis", "backup"],
+    "ops": ["apt_repository", "s3", "prover", "prometheus", "alertmanager", "loki", "jaeger", "grafana"],
 }
 
 # The two outside parties that the service map may name in `from`.
