@@ -142,17 +142,6 @@ def backup_named(made: Sequence[Backup], label: str) -> Backup:
     raise TargetError(f"set: there is no backup {label}; there are {', '.join(one.label for one in made)}")
 
 
-def explain(said: str) -> str:
-    """Why pgBackRest failed, from what it wrote, and what to do."""
-    reason = " ".join(line.strip() for line in said.splitlines() if "ERROR" in line or "HINT" in line) or said.strip()
-    if "403" in said:
-        reason += " The store refuses the account: compare vault_s3_* with the store's accounts."
-    return (
-        f"pgBackRest gets nothing from the store: {reason[-600:]} "
-        "Is the store up, and can it be reached from here (`pgbackrest info`)? Then run the same command again."
-    )
-
-
 def amount(size: float) -> str:
     """Bytes for a person."""
     for length, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):

@@ -16,16 +16,14 @@ words (the target, the backup, how much is newer than the target). Of `archived`
 from __future__ import annotations
 
 import datetime
-import json
-import subprocess
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.patroni_config import PatroniConfig
-from ansible.module_utils.recovery_target import TargetError, amount, backups, choose, duration, explain, show
+from ansible.module_utils.patroni_config import ConfigError, PatroniConfig
+from ansible.module_utils.pgbackrest import STANZA, StoreError, info
+from ansible.module_utils.recovery_target import TargetError, amount, backups, choose, duration, show
 
-STANZA = "arches"
 # How long the archiver may take for what it has at this moment.
 ARCHIVE_S = 120
 POLL_S = 0.5
@@ -79,15 +77,10 @@ class Leader:
 
 
 def chosen(params: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The target and what is to be said of it. Raises TargetError or psycopg2.Error."""
-    words = ["runuser", "-u", "postgres", "--", "pgbackrest", f"--stanza={STANZA}", "--output=json", "info"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
-    if done.returncode:
-        raise TargetError(explain(done.stdout + done.stderr))
+    """The target and what is to be said of it. Raises TargetError, StoreError, ConfigError or psycopg2.Error."""
+    made = backups(info(), STANZA)
     leader, now = Leader() if params["leads"] else None, datetime.datetime.now(datetime.UTC)
-    target = choose(
-        backups(json.loads(done.stdout), STANZA), params, now, leader.committed_at if leader else lambda xid: None
-    )
+    target = choose(made, params, now, leader.committed_at if leader else lambda xid: None)
     timeline = params["timeline"] or (leader.timeline if leader else PatroniConfig.read().timeline())
     if not timeline:
         raise TargetError("Nobody leads and there is no data here: say -e timeline=N (`pgbackrest info` shows them)")
@@ -140,7 +133,7 @@ def main() -> None:
     choosing = module.params["state"] == "chosen"
     try:
         result = chosen(module.params) if choosing else {} if module.check_mode else archived()
-    except TargetError as error:
+    except (TargetError, StoreError, ConfigError) as error:
         if choosing:
             module.exit_json(changed=False, impossible=str(error))
         module.fail_json(msg=str(error))
