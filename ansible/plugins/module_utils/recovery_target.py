@@ -7,7 +7,8 @@ import datetime
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
 
-EXAMPLE = '-e at="2026-01-01 10:00:00+00"'
+# Without a space: so it needs no quotes within quotes behind `-e`.
+EXAMPLE = "-e at=2026-01-01T10:00:00+00"
 # A backup's times are whole seconds; it can be used from its end on.
 SECOND = datetime.timedelta(seconds=1)
 
@@ -47,16 +48,16 @@ def choose(
 ) -> Target:
     """The target that a person means, and the backup from which it is reached.
 
-    :param asked: one of ``at``, ``xid`` and ``name``, perhaps ``set`` (a backup's label); what is empty is not asked.
+    :param asked: one of ``at``, ``xid`` and ``point``, perhaps ``set`` (a backup's label); what is empty is not asked.
     :param committed_at: when a transaction was committed, or None.
     :raises TargetError: when the target cannot be understood or reached, with what can be.
     """
-    kinds = [kind for kind in ("at", "xid", "name") if asked.get(kind)]
+    kinds = [kind for kind in ("at", "xid", "point") if asked.get(kind)]
     if len(kinds) != 1:
-        raise TargetError(f"Say one of {EXAMPLE}, -e xid=1234 and -e name=RESTORE_POINT")
+        raise TargetError(f"Say one of {EXAMPLE}, -e xid=1234 and -e point=NAME")
     value, label = asked[kinds[0]], asked.get("set")
     backup = backup_named(made, label) if label else made[-1]
-    if kinds == ["name"]:
+    if kinds == ["point"]:
         return Target("name", value, backup, None)
     at = parse_time(value) if kinds == ["at"] else commit_time(value, committed_at)
     if at is not None:
@@ -68,11 +69,9 @@ def choose(
         backup = backup if label else newest
     elif not label:
         raise TargetError(f"xid: when {value} was committed is not known here; say the time instead: {EXAMPLE}")
-    return (
-        Target("time", show(at, "microseconds"), backup, at)
-        if kinds == ["at"] and at
-        else Target("xid", value, backup, at)
-    )
+    if kinds == ["at"] and at is not None:
+        return Target("time", show(at, "microseconds"), backup, at)
+    return Target("xid", value, backup, at)
 
 
 def commit_time(xid: str, committed_at: Callable[[str], datetime.datetime | None]) -> datetime.datetime | None:
@@ -95,7 +94,7 @@ def parse_time(text: str) -> datetime.datetime:
 
 def show(moment: datetime.datetime, timespec: str = "seconds") -> str:
     """A moment as it can be typed again."""
-    return moment.astimezone(datetime.UTC).isoformat(" ", timespec).replace("+00:00", "+00")
+    return moment.astimezone(datetime.UTC).isoformat("T", timespec).replace("+00:00", "+00")
 
 
 def backups(info: Sequence[Mapping[str, t.Any]], stanza: str) -> list[Backup]:

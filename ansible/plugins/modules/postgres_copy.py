@@ -3,7 +3,7 @@
     - name: The earlier state can be asked
       postgres_copy:
         state: present
-        target: {kind: time, value: "2026-01-01 10:00:00+00", backup: ..., timeline: 3}
+        target: {kind: time, value: 2026-01-01T10:00:00+00, backup: ..., timeline: 3}
         size: 1073741824
         config: /etc/arches-prover/pgbackrest.conf      # how pgBackRest reaches the store; it need only read
         memory_mb: 512

@@ -1,11 +1,11 @@
 """Where Postgres can be restored to; and that everything up to now can be. Runs on a data host.
 
     - name: What can be done is known
-      postgres_target: {state: chosen, at: "2026-01-01 10:00:00+00", leads: true}
+      postgres_target: {state: chosen, at: 2026-01-01T10:00:00+00, leads: true}
     - name: Everything up to now is in the archive
       postgres_target: {state: archived}
 
-`chosen` takes one of `at`, `xid` and `name` and holds it against the backups in the store; `set` names a backup, and
+`chosen` takes one of `at`, `xid` and `point` (a restore point) and holds it against the backups in the store; `set` names a backup, and
 `timeline` another timeline than the present one. `leads` says whether this host's Postgres leads and can be asked.
 `archived` runs on the leader and returns when the store has everything that is committed now.
 
@@ -124,7 +124,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"choices": ["chosen", "archived"], "required": True},
-            "at": text, "xid": text, "name": text, "set": text,
+            "at": text, "xid": text, "point": text, "set": text,
             "timeline": {"type": "int", "default": 0},
             "leads": {"type": "bool", "default": False},
         },
