@@ -13,8 +13,8 @@ from arches_prover.settings import DATA, MIB, POSTGRES, SOCKETS, Settings
 from arches_prover.store import Backup
 
 # The canary's figures are estimates from samples, and rows may be deleted in the minute after it: a table is whole
-# with four fifths of them, less a hundred. What is lost with a file, a table or a partition is more than that. More rows
-# than estimated lose nothing: after a failover Postgres counts from zero.
+# with four fifths of them, less a hundred. What is lost with a file, a table or a partition is more than that. More
+# rows than estimated lose nothing: after a failover Postgres counts from zero.
 ROWS_SHARE = 0.8
 ROWS_SPARE = 100
 COUNT = """
@@ -22,7 +22,7 @@ SELECT coalesce(json_object_agg(n.nspname || '.' || c.relname, CASE c.relpersist
          (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I.%I', n.nspname, c.relname),
                                               false, true, '')))[1]::text::bigint END), '{}')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'canary')
 """
 CANARY = """
 SELECT json_build_object('at', extract(epoch FROM at), 'host', host, 'rows', rows)
@@ -131,8 +131,8 @@ def rows_are_there(counts: Mapping[str, int | None], estimates: Mapping[str, int
 
     :param counts: rows by table in the copy; None for a table without WAL, which a restore empties.
     """
-    if not estimates:
-        raise NotProven("the canary knows no table")
+    if counts and not estimates:
+        raise NotProven(f"the canary knew none of the {len(counts)} tables")
     missing = sorted(estimates.keys() - counts.keys())
     few = {
         table: f"{table} has {count} rows, about {estimates[table]} were there"

@@ -46,7 +46,7 @@ def server_settings(settings: Settings, newest_wal: str) -> dict[str, str]:
         "unix_socket_directories": str(SOCKETS),
         "hot_standby": "off",
         "archive_mode": "off",
-        "restore_command": f'{sys.executable} -m arches_prover wal {newest_wal} "%f" "%p"',
+        "restore_command": f'{sys.executable} -m arches_prover.main wal {newest_wal} "%f" "%p"',
         # It is thrown away.
         "fsync": "off",
         "full_page_writes": "off",

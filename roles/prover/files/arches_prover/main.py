@@ -1,8 +1,8 @@
-"""The restore prover.
+"""The restore prover: restores the newest backup, replays the archived WAL, asks the copy what it knows.
 
-arches_prover prove                   what arches-prover.service runs, as postgres; status 1 when there is no proof
-arches_prover publish                 metrics of the last report, as root, whatever became of the attempt
-arches_prover wal NEWEST NAME PATH    restore_command of the copy: the archive as it was when the attempt began
+    prove                   what arches-prover.service runs, as postgres; status 1 when there is no proof
+    publish                 metrics of the last report, as root, whatever became of the attempt
+    wal NEWEST NAME PATH    restore_command of the copy: the archive as it was when the attempt began
 
 A copy is never left: what a killed attempt could not remove, the next one removes first.
 """
