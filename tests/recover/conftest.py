@@ -257,7 +257,7 @@ class Toy:
             "environment_name": "local", "domain": NAME.partition(".")[2], "state_dir": str(folder / "state"),
             "certificates_ca_certificate": ca.certificate, "certificates_ca_key": ca.key,
             "recovery_records": str(folder / "records"), "recovery_proof_file": str(folder / "last.json"),
-            "backups": {"prove_every_h": 24}, "redis_admin_password": "none",
+            "recovery_proof_timeout_s": 2, "backups": {"prove_every_h": 24}, "redis_admin_password": "none",
             "services": {
                 "etcd_client": {"port": etcd.port}, "edge_https": {"port": edge.server_port},
                 **{name: {"port": free_port(*DATA.values())} for name in ("patroni", "redis", "sentinel")},
