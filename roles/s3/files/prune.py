@@ -10,6 +10,7 @@ that should be gone; the figures for the node exporter are then those of the las
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -59,7 +60,7 @@ def doom(versions: Iterable[Version], before: datetime.datetime) -> Doomed:
     :param before: what has not been current since this moment goes.
     """
     ordered = sorted(versions, key=lambda version: (version.latest, version.since))
-    gone = [older for older, newer in zip(ordered, ordered[1:], strict=False) if newer.since < before]
+    gone = [older for older, newer in itertools.pairwise(ordered) if newer.since < before]
     last = ordered[-1]
     if last.marker and last.since < before:
         gone.append(last)
@@ -85,9 +86,7 @@ def delete(client: Any, bucket: str, versions: list[Version]) -> None:
     :raises PruneError: naming the first that stays.
     """
     for start in range(0, len(versions), BATCH):
-        objects = [
-            {"Key": version.key, "VersionId": version.version_id} for version in versions[start : start + BATCH]
-        ]
+        objects = [{"Key": version.key, "VersionId": version.version_id} for version in versions[start : start + BATCH]]
         refused = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True}).get("Errors", [])
         if refused:
             raise PruneError(
