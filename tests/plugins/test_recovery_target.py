@@ -30,7 +30,7 @@ def choose(committed: datetime.datetime | None = None, **asked: str) -> Any:
 
 def test_the_newest_backup_before_the_moment_is_taken() -> None:
     found = choose(at="2026-01-05 10:00:00.5+02")
-    assert (found.kind, found.value, found.backup.label) == ("time", "2026-01-05 08:00:00.500000+00", "diff1")
+    assert (found.kind, found.value, found.backup.label) == ("time", "2026-01-05T08:00:00.500000+00", "diff1")
     assert choose(at="2026-01-09T12:00:00Z").backup.label == "diff2"
 
 
@@ -45,8 +45,8 @@ def test_a_transaction_is_found_by_its_time() -> None:
 
 
 def test_without_a_time_the_newest_backup_or_a_chosen_one_serves() -> None:
-    assert choose(name="before_import").backup.label == "diff2"
-    assert choose(name="before_import", set="full").backup.label == "full"
+    assert choose(point="before_import").backup.label == "diff2"
+    assert choose(point="before_import", set="full").backup.label == "full"
     assert choose(None, xid="1234", set="diff1").backup.label == "diff1"
     assert choose(at="2026-01-06 10:00:00+00", set="full").backup.label == "full"
 
@@ -54,23 +54,23 @@ def test_without_a_time_the_newest_backup_or_a_chosen_one_serves() -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({}, 'Say one of -e at="2026-01-01 10:00:00\\+00", -e xid=1234 and -e name=RESTORE_POINT'),
+        ({}, 'Say one of -e at=2026-01-01T10:00:00\\+00, -e xid=1234 and -e point=NAME'),
         ({"at": "2026-01-05 10:00:00+00", "xid": "1"}, "Say one of"),
-        ({"at": "yesterday"}, 'at: `yesterday` is no time; write -e at="2026-01-01 10:00:00\\+00"'),
+        ({"at": "yesterday"}, 'at: `yesterday` is no time; write -e at=2026-01-01T10:00:00\\+00'),
         ({"at": "2026-13-01 10:00:00+00"}, "is no time"),
         ({"at": "2026-01-05 10:00:00"}, "has no time zone; add one, \\+00 for UTC"),
         (
             {"at": "2026-01-04 01:00:00+00"},
-            "at: 2026-01-04 01:00:00\\+00 is before the oldest backup was complete. "
-            "Choose a time from 2026-01-04 02:00:01\\+00 to 2026-01-09 12:00:00\\+00",
+            "at: 2026-01-04T01:00:00\\+00 is before the oldest backup was complete. "
+            "Choose a time from 2026-01-04T02:00:01\\+00 to 2026-01-09T12:00:00\\+00",
         ),
         (
             {"at": "2026-01-09 12:00:01+00"},
-            "is in the future. Choose a time from 2026-01-04 02:00:01\\+00 to 2026-01-09 12:00:00\\+00",
+            "is in the future. Choose a time from 2026-01-04T02:00:01\\+00 to 2026-01-09T12:00:00\\+00",
         ),
         ({"xid": "12a"}, "xid: `12a` is no transaction"),
         ({"xid": "12"}, "xid: when 12 was committed is not known here; say the time instead"),
-        ({"name": "x", "set": "gone"}, "set: there is no backup gone; there are full, diff1, diff2"),
+        ({"point": "x", "set": "gone"}, "set: there is no backup gone; there are full, diff1, diff2"),
         ({"at": "2026-01-05 10:00:00+00", "set": "diff2"}, "set: backup diff2 was complete after .* is diff1"),
     ],
 )

@@ -100,7 +100,7 @@ class RestoredServer:
     :param bin_dir: where the programs of its version are.
     :param options: how pgBackRest is called here, besides the stanza and the folder; and `restoring`, for a restore.
     :param settings: of the server; all others are those of the time of the backup.
-    :param properties: of its unit.
+    :param properties: of its units; and `serving_properties`, of the server's.
     """
 
     name: str
@@ -110,6 +110,7 @@ class RestoredServer:
     restoring: tuple[str, ...] = ()
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     properties: tuple[str, ...] = ()
+    serving_properties: tuple[str, ...] = ()
 
     @property
     def sockets(self) -> str:
@@ -150,7 +151,7 @@ class RestoredServer:
             if not self.copying.works:
                 os.makedirs(self.folder, mode=0o700, exist_ok=True)
                 shutil.chown(self.folder, "postgres", "postgres")
-                self.copying.start(self._restore_command(target), "Type=oneshot")
+                self.copying.start(self._restore_command(target), "Type=oneshot", *self.properties)
             while self.copying.works:
                 time.sleep(POLL_S)
             if self.copying.state()["Result"] != "success" and not patience.bears(self.copying.said()):
@@ -166,7 +167,7 @@ class RestoredServer:
                 self.serving.start(
                     self._server_command(),
                     "Type=exec", f"RuntimeDirectory={self.name}", "RuntimeDirectoryMode=0700", "KillSignal=SIGINT",
-                    "TimeoutStopSec=1h", *self.properties,
+                    "TimeoutStopSec=1h", *self.properties, *self.serving_properties,
                 )  # fmt: skip
             while self.serving.works and not self.serves:
                 time.sleep(POLL_S)

@@ -116,6 +116,17 @@ def parse_keys(text: str, width: int) -> list[list[str]]:
     return [[value if isinstance(value, str) else json.dumps(value) for value in row] for row in rows]
 
 
+async def check(now: asyncpg.Connection, names: Sequence[str], keys: str) -> None:
+    """Hold names and keys against the present tables. Raises RecoveryError for what cannot be meant."""
+    if not names:
+        raise RecoveryError("Say whose rows are to come back: -e tables=NAME,NAME")
+    widths = [len((await facts(now, name, "now"))[1]) for name in dict.fromkeys(names)]
+    if keys:
+        if len(widths) != 1:
+            raise RecoveryError("keys belong to one table: name one in tables, or leave keys out")
+        parse_keys(keys, widths[0])
+
+
 async def recover(
     past: asyncpg.Connection,
     now: asyncpg.Connection,
@@ -134,9 +145,8 @@ async def recover(
     """
     for connection in (past, now):
         await connection.execute(SAME_TEXT)
+    await check(now, names, keys)
     tables = [await describe(past, now, name) for name in dict.fromkeys(names)]
-    if keys and len(tables) != 1:
-        raise RecoveryError("keys belong to one table: name one in tables, or leave keys out")
     references = await foreign_keys(now)
     work = Recovery(past, now, in_order(tables, references), references)
     transaction = now.transaction()

@@ -12,7 +12,9 @@
 It archives nothing, listens on its own socket only, and ends and removes itself after `keep_h` hours. A copy of
 the same target that is there already is used again; one of another target is replaced.
 
-Results: changed, folder, sockets.
+`look` only says whether there is room (`short`, a sentence if not) and whether the wanted copy is there (`same`).
+
+Results: changed, folder, sockets; short, same.
 """
 
 from __future__ import annotations
@@ -43,18 +45,19 @@ def server(params: dict[str, t.Any]) -> RestoredServer:
         NAME,
         DATA,
         BIN,
-        options=(f"--config={params['config']}",),
+        # Only root reads the file; the units are handed a copy.
+        options=("--config=${CREDENTIALS_DIRECTORY}/pgbackrest.conf", f"--lock-path={HOME}/lock"),
         restoring=("--archive-mode=off",),
         settings={
             "archive_mode": "off",
             "shared_buffers": f"{memory // 4}MB",
             "maintenance_work_mem": f"{memory // 8}MB",
-            "max_connections": "20",
             "huge_pages": "off",
             "fsync": "off",
             "full_page_writes": "off",
         },
-        properties=(f"MemoryMax={memory}M", f"RuntimeMaxSec={params['keep_h']}h", f"ExecStopPost=/bin/sh -c '{CLEAN}'"),
+        properties=(f"LoadCredential=pgbackrest.conf:{params['config']}", f"MemoryMax={memory}M"),
+        serving_properties=(f"RuntimeMaxSec={params['keep_h']}h", f"ExecStopPost=/bin/sh -c '{CLEAN}'"),
     )
 
 
@@ -65,7 +68,8 @@ def present(params: dict[str, t.Any]) -> dict[str, t.Any]:
         return {"changed": False}
     if noted() != target:
         absent(params)
-        require_room(params["size"])
+        if short := look(params)["short"]:
+            raise RestoreError(short)
         os.makedirs(HOME, mode=0o750, exist_ok=True)
         shutil.chown(HOME, "postgres", "postgres")
         with open(NOTE, "w", encoding="utf-8") as stream:
@@ -86,14 +90,13 @@ def noted() -> dict[str, t.Any] | None:
     return target
 
 
-def require_room(size: int) -> None:
-    """There is room for the copy. Raises RestoreError."""
-    os.makedirs(HOME, mode=0o750, exist_ok=True)
-    free = shutil.disk_usage(HOME).free
-    if free < size + SPARE:
-        raise RestoreError(
-            f"{HOME} has {amount(free)} free, the copy needs {amount(size + SPARE)}. Make room, or mount a larger disk."
-        )
+def look(params: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What could be made here."""
+    folder = HOME if os.path.exists(HOME) else os.path.dirname(HOME)
+    free, needed = shutil.disk_usage(folder).free, params["size"] + SPARE
+    same = noted() == params["target"]
+    short = f"{HOME} has {amount(free)} free, the copy needs {amount(needed)}. Make room, or mount a larger disk there."
+    return {"changed": False, "same": same, "short": short if free < needed and not same else ""}
 
 
 def absent(params: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -108,20 +111,21 @@ def main() -> None:
     """Module entry point."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"choices": ["present", "absent"], "required": True},
+            "state": {"choices": ["look", "present", "absent"], "required": True},
             "target": {"type": "dict"},
             "size": {"type": "int"},
             "config": {"type": "path", "required": True},
             "memory_mb": {"type": "int", "default": 512},
             "keep_h": {"type": "int", "default": 24},
         },
-        required_if=[["state", "present", ["target", "size"]]],
+        required_if=[["state", state, ["target", "size"]] for state in ("look", "present")],
         supports_check_mode=True,
     )
-    if module.check_mode:
+    state = module.params["state"]
+    if module.check_mode and state != "look":
         module.exit_json(changed=True)
     try:
-        result = (present if module.params["state"] == "present" else absent)(module.params)
+        result = {"look": look, "present": present, "absent": absent}[state](module.params)
     except RestoreError as error:
         module.fail_json(msg=str(error))
     module.exit_json(folder=DATA, sockets=f"/run/{NAME}", **result)
