@@ -300,8 +300,7 @@ def test_a_killed_playbook_leaves_no_lock(toy: Toy) -> None:
         wait_for("the lock is free", lambda: look(toy.etcd.client) is None, timeout_s=30)
         assert time.monotonic() - killed < 10
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
+        kill(process)
 
 
 # Without etcd, without a backup
