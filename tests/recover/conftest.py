@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import http.server
@@ -300,7 +301,7 @@ class Toy:
             "for when in before after; do "
             f'if test -e "hold-{name}-$when"; then touch "reached-{name}-$when"; '
             f'while test -e "hold-{name}-$when"; do sleep 0.05; done; fi; '
-            f'if test $when = before; then echo {name} >> log; test ! -e "fail-{name}"; fi; done'
+            f'if test $when = before; then echo {name} >> log; test ! -e "fail-{name}" || exit 1; fi; done'
         )
         outcome = "{{ outcome | combine({'" + name + "': colour | default('red')}) }}"
         return [
@@ -318,6 +319,7 @@ class Toy:
             self.folder / "ansible" / "recover" / "toy.yml",
         ]  # fmt: skip
         environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+        environment["ARCHES_TOY"] = str(command[-1])
         given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **popen}
         return subprocess.Popen(list(map(str, command)), env=environment, text=True, start_new_session=True, **given)
 
@@ -341,10 +343,18 @@ class Toy:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End a playbook and everything it started, the hard way; nothing if it has ended."""
+    """End a playbook and everything it started, the hard way: tasks have sessions of their own. The keeper may stay."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
+        process.kill()
+    process.wait(timeout=10)
+    mark = f"ARCHES_TOY={process.args[-1]}".encode()  # type: ignore[index]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (
+                mark in (folder / "environ").read_bytes().split(b"\0")
+                and b"fleet_lock.py" not in (folder / "cmdline").read_bytes()
+            ):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 @pytest.fixture
