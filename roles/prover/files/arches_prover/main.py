@@ -19,8 +19,11 @@ from arches_prover.checks import all_checks
 from arches_prover.errors import NotProven
 from arches_prover.report import Report
 from arches_prover.scratch import Copy, configure, drop, room
-from arches_prover.settings import SCRATCH, Settings
+from arches_prover.settings import MIB, SCRATCH, Settings
 from arches_prover.store import fetch_wal, newest_backup, patiently, restore
+
+# Less than a segment of WAL.
+FULL_BYTES = 16 * MIB
 
 
 def attempt(settings: Settings, report: Report) -> None:
@@ -47,6 +50,11 @@ def attempt(settings: Settings, report: Report) -> None:
         with Copy() as copy:
             timed("replay", copy.wait_until_promoted)
             timed("checks", check)
+    except (NotProven, OSError) as error:
+        # Nobody says so by itself: a program that wrote half of what it wanted knows no reason.
+        if shutil.disk_usage(SCRATCH).free < FULL_BYTES:
+            raise NotProven(f"{SCRATCH} is full: {error}") from error
+        raise
     finally:
         drop()
     if failed := [f"{check.name}: {check.why}" for check in report.checks if not check.passed]:
