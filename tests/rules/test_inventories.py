@@ -206,6 +206,18 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("local/hosts.yml", "10.88.10.32,", "10.88.11.32,"),
         ("inventories/local/hosts.yml", "`address` 10.88.11.32 of data2 is outside `fleet.subnet` 10.88.10.0/24"),
     ),
+    "misspelled key of a volume": (
+        ("local/hosts.yml", "size_mb", "size_md"),
+        ("inventories/local/hosts.yml", "`size_md` in `volumes[]` of ops1", "Did you mean `size_mb`?"),
+    ),
+    "volume without a size": (
+        ("local/hosts.yml", "size_mb: 4096, ", ""),
+        ("inventories/local/hosts.yml", "`volumes[].size_mb` of ops1 is missing", "a whole number of at least 16"),
+    ),
+    "volume in prod": (
+        ("prod/hosts.yml", "203.0.113.32, memory_mb", "203.0.113.32, volumes: [], memory_mb"),
+        ("inventories/prod/hosts.yml", "`volumes` of data2", "machine_provider: none", "mount the disk"),
+    ),
     "fleet in prod": (
         ("prod/group_vars/all/main.yml", "domain:", "fleet: {id: prod, subnet: 203.0.113.0/24}\ndomain:"),
         ("inventories/prod/group_vars/all/main.yml", "`fleet`", "Remove it"),
