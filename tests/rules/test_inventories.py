@@ -13,6 +13,10 @@ from rules.environments import ENVIRONMENTS, ROOT, Environment, copy_inventories
 
 type Change = tuple[str, str, str]
 
+# The two keys that stand in staging and prod.
+EXAMPLE_KEY = "age1zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zygs0dsc5v"
+OTHER_KEY = "age1yg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3quewddq"
+
 # What is changed in which file of prod (or of the environment named first), and what the one error must say.
 BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     "missing secret": (
@@ -181,6 +185,26 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
             "inventories/local/group_vars/all/main.yml",
             "`alert_receivers.ticket`: a receiver of type webhook lacks `url`",
         ),
+    ),
+    "one key for all secrets": (
+        ("prod/group_vars/all/main.yml", f"  - {OTHER_KEY}\n", ""),
+        ("inventories/prod/group_vars/all/main.yml", "`escrow_recipients` has fewer than two", "Name two people's"),
+    ),
+    "the same key twice": (
+        ("prod/group_vars/all/main.yml", OTHER_KEY, EXAMPLE_KEY),
+        ("`escrow_recipients` has fewer than two",),
+    ),
+    "misspelled key": (
+        ("prod/group_vars/all/main.yml", EXAMPLE_KEY, EXAMPLE_KEY.replace("dsc5v", "dsc5q")),
+        ("`escrow_recipients` has `age1zyg3", "age-keygen"),
+    ),
+    "no keys in staging": (
+        (
+            "staging/group_vars/all/main.yml",
+            f"escrow_recipients:\n  - {EXAMPLE_KEY}\n  - {OTHER_KEY}\n",
+            "escrow_recipients: []\n",
+        ),
+        ("inventories/staging/group_vars/all/main.yml", "`escrow_recipients` has fewer than two"),
     ),
     "unknown topology": (
         ("local/group_vars/all/main.yml", "topology: ha", "topology: pair"),

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
+from escrow import wrong_recipients
+
 type Spec = Mapping[str, Any]
 type SecretState = Literal["good", "empty", "placeholder", "unreadable"]
 
@@ -568,6 +570,17 @@ def receivers_are_usable(inventory: Inventory) -> Iterator[str]:
                 yield f"{place}: a receiver of type {kind} lacks `{key}`. Add it."
 
 
+# Escrow
+
+
+def escrow_has_recipients(inventory: Inventory) -> Iterator[str]:
+    """What opens everything else is held by two people at least; locally an empty list means that keys are drawn."""
+    recipients, place = inventory.first("escrow_recipients"), inventory.file_of("escrow_recipients")
+    drawn = inventory.first("machine_provider") == "nspawn" and not recipients
+    if is_of_type(recipients, "list") and not drawn:
+        yield from (f"{place}: `escrow_recipients` {wrong}" for wrong in wrong_recipients(list(map(str, recipients))))
+
+
 RULES = (
     groups_are_known,
     files_have_owners,
@@ -583,4 +596,5 @@ RULES = (
     memory_suffices,
     timers_fit,
     receivers_are_usable,
+    escrow_has_recipients,
 )
