@@ -31,7 +31,9 @@ def recoveries_use_the_runner(repository: Repository) -> Iterator[str]:
             yield f"{file}: `incident` must be the file's name, {path.stem}"
         folder = f"ansible/recover/{path.stem}"
         present = {PurePath(name).stem for name in repository.match(f"{folder}/*.yml")}
-        for name in ["plan", *recovery.get("stages", [])]:
+        stages = recovery.get("stages")
+        # Stages that depend on an argument are a template.
+        for name in ["plan", *(stages if isinstance(stages, dict) else [])]:
             if name not in present:
                 yield f"{file}: {folder}/{name}.yml is missing"
 

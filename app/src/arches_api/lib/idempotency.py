@@ -17,7 +17,6 @@ from quart import Response, request
 from quart_schema import document_headers
 
 from ..models import idempotency
-from ..models.idempotency import Answer
 from .database import Connection
 from .http import Handler, Input
 from .problems import Problem
@@ -75,16 +74,16 @@ class Once:
             if self._key is None:
                 return await effect(connection)
             key_id = hashlib.sha256(f"{self._key}\n{caller}\n{request.path}".encode()).digest()
+            prints = _fingerprints(key_id, asked)
             try:
-                earlier = await idempotency.claim(connection, key_id)
+                earlier = await idempotency.claim(connection, key_id, prints[0])
             except idempotency.InFlight:
                 raise _in_flight() from None
-            prints = _fingerprints(key_id, asked)
             if earlier is None:
                 response = await effect(connection)
                 headers = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
-                answer = Answer(prints[0], response.status_code, headers, await response.get_data(as_text=False))
-                await idempotency.keep(connection, key_id, answer)
+                body = await response.get_data(as_text=False)
+                await idempotency.keep(connection, key_id, response.status_code, headers, body)
                 return response
             if earlier.fingerprint not in prints:
                 raise _other_content()

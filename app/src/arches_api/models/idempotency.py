@@ -24,29 +24,39 @@ class Answer:
     body: bytes
 
 
-async def claim(connection: Connection, key_id: bytes) -> Answer | None:
-    """Takes the key until the transaction ends; the answer of an earlier one, if there was one. Raises InFlight.
+async def claim(connection: Connection, key_id: bytes, fingerprint: bytes) -> Answer | None:
+    """None when the key is ours until the transaction ends, otherwise its answer. Raises InFlight.
 
-    Two statements: the second must see what was committed before the lock was free.
+    The primary key decides who is first; the lock spares the others to wait for its transaction.
     """
-    lock = int.from_bytes(key_id[:8], signed=True)
-    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", lock):
-        raise InFlight
+    claimed = await connection.fetchval(
+        """
+        INSERT INTO idempotency_keys (id, fingerprint)
+        SELECT $1::bytea, $2::bytea WHERE pg_try_advisory_xact_lock($3)
+        ON CONFLICT (id) DO NOTHING RETURNING true
+        """,
+        key_id,
+        fingerprint,
+        int.from_bytes(key_id[:8], signed=True),
+    )
+    if claimed:
+        return None
     row = await connection.fetchrow(
         "SELECT fingerprint, status, headers, body FROM idempotency_keys WHERE id = $1", key_id
     )
-    return None if row is None else Answer(row["fingerprint"], row["status"], orjson.loads(row["headers"]), row["body"])
+    if row is None:
+        raise InFlight
+    return Answer(row["fingerprint"], row["status"], orjson.loads(row["headers"]), row["body"])
 
 
-async def keep(connection: Connection, key_id: bytes, answer: Answer) -> None:
-    """Stores the answer; the key must have been claimed in this transaction."""
+async def keep(connection: Connection, key_id: bytes, status: int, headers: dict[str, str], body: bytes) -> None:
+    """Stores the answer of a key that this transaction has claimed."""
     await connection.execute(
-        "INSERT INTO idempotency_keys (id, fingerprint, status, headers, body) VALUES ($1, $2, $3, $4, $5)",
+        "UPDATE idempotency_keys SET status = $2, headers = $3, body = $4 WHERE id = $1",
         key_id,
-        answer.fingerprint,
-        answer.status,
-        orjson.dumps(answer.headers).decode(),
-        answer.body,
+        status,
+        orjson.dumps(headers).decode(),
+        body,
     )
 
 
