@@ -1,0 +1,9 @@
+"""Why there is no proof."""
+
+
+class NotProven(Exception):
+    """Why there is no proof: one sentence."""
+
+
+class StoreAway(NotProven):
+    """The store cannot be reached."""
