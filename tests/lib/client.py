@@ -2,11 +2,13 @@
 
 import secrets
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from lib.fleet import Fleet
+from lib.history import History, Outcome
 
 
 def edge_client(fleet: Fleet, timeout_s: float = 10, host: str = "edge1", **options: Any) -> httpx.Client:
@@ -35,3 +37,31 @@ def register_and_login(client: httpx.Client) -> dict[str, str]:
     client.post("/v1/auth/register", json={**account, "name": "Test"}).raise_for_status()
     answer = client.post("/v1/auth/login", json=account).raise_for_status().json()
     return {"Authorization": f"{answer['token_type']} {answer['access_token']}"}
+
+
+def artifact_writer(fleet: Fleet, user: dict[str, str]) -> Callable[[str], tuple[Outcome, str | None]]:
+    """A write through the edge: one artifact. A refused request is a failure, a broken one is unknown."""
+    client = edge_client(fleet, timeout_s=10)
+
+    def write(key: str) -> tuple[Outcome, str | None]:
+        try:
+            answer = client.post("/v1/artifacts", json={"name": key, "text": f"text of {key}"}, headers=user)
+        except httpx.ConnectError:
+            return "fail", None
+        except httpx.HTTPError:
+            return "unknown", None
+        if answer.status_code == 201:
+            return "ok", answer.json()["id"]
+        return ("fail", None) if answer.status_code in (429, 503) else ("unknown", None)
+
+    return write
+
+
+def stored(fleet: Fleet, user: dict[str, str], history: History) -> set[str]:
+    """Which of the acknowledged artifacts the API still knows."""
+    with edge_client(fleet) as client:
+        answers = {
+            i: client.get(f"/v1/artifacts/{i}", headers=user).status_code for i in history.acknowledged().values()
+        }
+    assert set(answers.values()) <= {200, 404}, answers
+    return {i for i, status in answers.items() if status == 200}

@@ -99,8 +99,9 @@ class Fleet:
         line = [str(BIN / "ansible-playbook"), name, "-i", str(self.inventory), *arguments]
         environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
         done = subprocess.run(
-            line, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
-        )
+            line, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+            env=environment, check=False,
+        )  # fmt: skip
         output = done.stdout + done.stderr
         if check and done.returncode:
             raise PlaybookFailed(f"{' '.join(line)} -> {done.returncode}\n{output[-6000:]}")

@@ -131,7 +131,7 @@ class Repository:
         for file, play in self.plays():
             for kind in ("pre_tasks", "tasks", "post_tasks", "handlers"):
                 yield from flat(file, play.get(kind) or [])
-        for file in self.match("ansible/tasks/*.yml"):
+        for file in self.match("ansible/tasks/*.yml", "ansible/recover/*/*.yml"):
             yield from flat(file, self.yaml(file) or [])
 
     def plays(self) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,6 +6,7 @@ import base64
 import concurrent.futures
 import http.client
 import json
+import socket
 import ssl
 import typing as t
 import urllib.parse
@@ -42,13 +43,21 @@ def ask(
     method: str = "GET",
     body: t.Any = None,
     auth: tuple[str, str] | None = None,
+    bearer: str = "",
+    address: str = "",
     timeout: float = 2.0,
 ) -> Response:
-    """One request; any status is an answer. `timeout` is in seconds. Raises NoAnswer."""
+    """One request; any status is an answer. `timeout` is in seconds. Raises NoAnswer.
+
+    `bearer` is a token for the Authorization header. `address` is connected to instead of what DNS says of the URL's
+    name; the name is verified all the same.
+    """
     parts = urllib.parse.urlsplit(url)
     headers = {"Content-Type": "application/json"}
     if auth:
         headers["Authorization"] = "Basic " + base64.b64encode(":".join(auth).encode()).decode()
+    if bearer:
+        headers["Authorization"] = f"Bearer {bearer}"
     host, port = parts.hostname or "", parts.port
     connection = (
         http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
@@ -56,6 +65,9 @@ def ask(
         else http.client.HTTPConnection(host, port, timeout=timeout)
     )
     try:
+        if address and context:
+            plain = socket.create_connection((address, port or 443), timeout)
+            connection.sock = context.wrap_socket(plain, server_hostname=host)
         connection.request(method, parts.path or "/", None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")

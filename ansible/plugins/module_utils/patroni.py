@@ -84,28 +84,28 @@ class Patroni:
         """Whether the cluster has a running leader. Raises NoAnswer."""
         return any(m["role"] == "leader" and m["state"] == "running" for m in members(self.get("/cluster")))
 
-    def hand_over(self, name: str, seconds: float) -> str | None:
-        """Let a synchronous standby lead if this member does. Returns the new leader, None if there was nothing to do.
+    def hand_over(self, name: str, seconds: float, candidate: str | None = None) -> str | None:
+        """Let a synchronous standby lead, the best one or the candidate, if this member does.
 
-        Raises PatroniError when nobody can take over, NoAnswer when Patroni is away.
+        Returns the new leader, None if there was nothing to do. Raises PatroniError when nobody can take over, NoAnswer
+        when Patroni is away.
         """
         found = members(self.get("/cluster"))
         if not any(member["name"] == name and member["role"] == "leader" for member in found):
             return None
         able = [m for m in found if m["role"] in SYNC_ROLES and m["state"] == "streaming"]
+        able = [m for m in able if candidate in (None, m["name"])]
         if not able:
-            raise PatroniError(
-                f"{name} leads and no synchronous standby can take over ({summary(found)}). Bring a standby back first."
-            )
+            who = f"{candidate} is no synchronous standby that" if candidate else "no synchronous standby"
+            raise PatroniError(f"{name} leads and {who} can take over ({summary(found)}). Bring a standby back first.")
         chosen = min(able, key=lambda member: (member.get("pending_restart", False), member["lag"]))
-        candidate = chosen["name"]
         # The candidate is asked: restarted before the leader, it knows a new password of the interface already.
         url = chosen["api_url"].removesuffix("/patroni")
-        answer = self.change("POST", "/switchover", {"leader": name, "candidate": candidate}, url)
+        answer = self.change("POST", "/switchover", {"leader": name, "candidate": chosen["name"]}, url)
         if answer.status != 200:
-            raise PatroniError(f"{name} still leads, its Patroni refused to switch over to {candidate}: {answer.body}")
-        self.wait_for(f"{candidate} leads instead of {name}", lambda: self.in_place(False) == "replica", seconds)
-        return str(candidate)
+            raise PatroniError(f"{name} still leads, Patroni refused to switch over to {chosen['name']}: {answer.body}")
+        self.wait_for(f"{chosen['name']} leads instead of {name}", lambda: self.in_place(False) == "replica", seconds)
+        return str(chosen["name"])
 
     def others_suffice(self, name: str) -> bool:
         """Whether writes go on without this member: another one leads and has another synchronous standby."""

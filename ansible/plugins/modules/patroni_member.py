@@ -3,9 +3,9 @@
     - name: Hand leadership over
       patroni_member: {name: data1, state: spare, rest: {url: ..., ca: ..., username: ..., password: ...}}
 
-`spare`: the member does not lead (a synchronous standby took over if it did) and, unless it is the only one
-(`alone: true`), the others have a leader and a synchronous standby, so that it may be stopped. `in_place`: it leads,
-or streams and counts as a synchronous standby.
+`spare`: the member does not lead (a synchronous standby took over if it did; `candidate` names one) and, unless it is
+the only one (`alone: true`), the others have a leader and a synchronous standby, so that it may be stopped. `in_place`:
+it leads, or streams and counts as a synchronous standby.
 
 Result: changed (leadership moved), leader (the new one, if it moved).
 """
@@ -19,11 +19,11 @@ from ansible.module_utils.json_https import NoAnswer
 from ansible.module_utils.patroni import REST, Patroni, PatroniError, connect
 
 
-def step_aside(patroni: Patroni, name: str, seconds: float, check: bool) -> dict[str, t.Any]:
+def step_aside(patroni: Patroni, name: str, candidate: str | None, seconds: float, check: bool) -> dict[str, t.Any]:
     """Hand over if needed and wait until the others can do without this member. Raises PatroniError or NoAnswer."""
     if check:
         return {"changed": False, "leader": None}
-    leader = patroni.hand_over(name, seconds)
+    leader = patroni.hand_over(name, seconds, candidate)
     patroni.wait_for(
         f"the cluster can do without {name}: another leader with another synchronous standby",
         lambda: patroni.others_suffice(name),
@@ -40,6 +40,7 @@ def main() -> None:
             "rest": REST,
             "state": {"choices": ["spare", "in_place"], "required": True},
             "alone": {"type": "bool", "default": False},
+            "candidate": {"type": "str"},
             "timeout_s": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -55,7 +56,7 @@ def main() -> None:
                 params["timeout_s"],
             )
         elif not params["alone"]:
-            result = step_aside(patroni, params["name"], params["timeout_s"], module.check_mode)
+            result = step_aside(patroni, params["name"], params["candidate"], params["timeout_s"], module.check_mode)
     except (PatroniError, NoAnswer) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -115,7 +115,12 @@ def main() -> None:
         module.fail_json(msg=f"Bucket {name} at {given['endpoint']} can not be made what it should be: {error}")
     module.exit_json(
         changed=now != wanted,
-        diff={"before_header": f"bucket {name}", "after_header": f"bucket {name}", "before": now or {}, "after": wanted},
+        diff={
+            "before_header": f"bucket {name}",
+            "after_header": f"bucket {name}",
+            "before": now or {},
+            "after": wanted,
+        },
     )
 
 

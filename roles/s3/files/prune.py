@@ -10,6 +10,7 @@ that should be gone; the figures for the node exporter are then those of the las
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -42,14 +43,7 @@ class Version(NamedTuple):
     size: int
 
 
-class Doomed(NamedTuple):
-    """What goes, in this order: a marker removed before what it hides would bring a deleted key back."""
-
-    versions: list[Version]
-    markers: list[Version]
-
-
-def doom(versions: Iterable[Version], before: datetime.datetime) -> Doomed:
+def doom(versions: Iterable[Version], before: datetime.datetime) -> list[Version]:
     """Which of one key's versions go.
 
     A version stopped being current when the next one came: that moment counts, not its own age. A key whose last
@@ -59,13 +53,9 @@ def doom(versions: Iterable[Version], before: datetime.datetime) -> Doomed:
     :param before: what has not been current since this moment goes.
     """
     ordered = sorted(versions, key=lambda version: (version.latest, version.since))
-    gone = [older for older, newer in zip(ordered, ordered[1:], strict=False) if newer.since < before]
+    gone = [older for older, newer in itertools.pairwise(ordered) if newer.since < before]
     last = ordered[-1]
-    if last.marker and last.since < before:
-        gone.append(last)
-    return Doomed(
-        [version for version in gone if version is not last], [version for version in gone if version is last]
-    )
+    return [*gone, last] if last.marker and last.since < before else gone
 
 
 def all_versions(client: Any, bucket: str) -> Iterator[Version]:
@@ -85,9 +75,7 @@ def delete(client: Any, bucket: str, versions: list[Version]) -> None:
     :raises PruneError: naming the first that stays.
     """
     for start in range(0, len(versions), BATCH):
-        objects = [
-            {"Key": version.key, "VersionId": version.version_id} for version in versions[start : start + BATCH]
-        ]
+        objects = [{"Key": version.key, "VersionId": version.version_id} for version in versions[start : start + BATCH]]
         refused = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True}).get("Errors", [])
         if refused:
             raise PruneError(
@@ -118,15 +106,14 @@ def prune(client: Any, bucket: str, keep_days: int, upload_days: int, now: datet
     keys: dict[str, list[Version]] = defaultdict(list)
     for version in all_versions(client, bucket):
         keys[version.key].append(version)
-    due = [doom(versions, now - datetime.timedelta(days=keep_days)) for versions in keys.values()]
-    versions = [version for one in due for version in one.versions]
-    markers = [version for one in due for version in one.markers]
-    delete(client, bucket, versions)
-    delete(client, bucket, markers)
+    before = now - datetime.timedelta(days=keep_days)
+    gone = {version for history in keys.values() for version in doom(history, before)}
+    # A marker removed before what it hides would bring a deleted key back, if the job ended in between.
+    delete(client, bucket, [version for version in gone if not version.latest])
+    delete(client, bucket, [version for version in gone if version.latest])
     uploads = abort_uploads(client, bucket, now - datetime.timedelta(days=upload_days))
-    gone = {(version.key, version.version_id) for version in versions}
-    stay = [version for all_of in keys.values() for version in all_of if (version.key, version.version_id) not in gone]
-    print(f"{bucket}: removed {len(versions)} versions, {len(markers)} markers, {uploads} unfinished uploads")
+    print(f"{bucket}: removed {len(gone)} versions and markers, {uploads} unfinished uploads")
+    stay = [version for history in keys.values() for version in history if version not in gone]
     return {
         "current": sum(version.size for version in stay if version.latest),
         "older": sum(version.size for version in stay if not version.latest),
