@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 """Backups of this fleet, as its timers and people ask for them.
 
-    arches-backup due             make what the schedule asks for; does nothing on the hosts that do not make backups
-    arches-backup full            make a full backup of Postgres now
-    arches-backup differential    make a differential backup of Postgres now
-    arches-backup redis           copy Redis into the store now
-    arches-backup redis-fetch F   write the newest copy of Redis from the store to the file F
-    arches-backup canary          on the leader, write the rows by which restores are judged
-    arches-backup prepare         on the leader, give the backups their place in the store (--check: only say what is missing)
+    arches-backup due            make what the schedule asks for, if this host is the one that makes backups
+    arches-backup full           make a full backup of Postgres now
+    arches-backup differential   make a differential backup of Postgres now
+    arches-backup redis          copy Redis into the store now
+    arches-backup redis-fetch F  write the newest copy of Redis to the file F
+    arches-backup canary         write the rows by which restores are judged, if this host leads
+    arches-backup prepare        give the backups their place in the store, if this host leads (--check: change nothing)
 
 Every data host has the same timers and asks the same question: who makes backups now? The answer is the first
 streaming replica by name, or the leader if there is none. What is due is read from the store, never from this host.
@@ -22,8 +22,10 @@ import base64
 import datetime
 import hashlib
 import json
+import math
 import os
 import pwd
+import shutil
 import ssl
 import subprocess
 import sys
@@ -40,22 +42,56 @@ from typing import Any, NamedTuple
 CONFIG = Path("/etc/arches/backup.json")
 SCRATCH = Path("/var/lib/arches-backup")
 METRICS = Path("/var/lib/prometheus/node-exporter")
+
+# Kinds of backups, with pgBackRest's own names.
+POSTGRES = {"full": "full", "differential": "diff"}
+KINDS = (*POSTGRES, "redis")
 STREAMING = ("replica", "sync_standby", "quorum_standby")
-KINDS = ("full", "differential", "redis")
-PGBACKREST_TYPE = {"full": "full", "differential": "diff"}
 # How a copy of Redis is called: when it began.
 COPY_NAME = "%Y%m%dT%H%M%SZ.rdb.aes"
-# What pgBackRest's `info` says of a store that it cannot read: another passphrase, or anything else.
-UNREADABLE = (5, 99)
-REDIS_TIMEOUT_S = 3600
-# pgBackRest's own status for a lock that somebody else holds.
-LOCKED = 50
-CANARY_TIMEOUT_S = 30
-PATRONI_TIMEOUT_S = 5
-BUSY = 75
 
-# Estimates of rows. Statistics of a new leader begin at nothing: until a table is analyzed there, its catalog entry
-# (which is replicated) and what was written since stand for it.
+# pgBackRest's status for a lock that somebody else holds, and ours.
+LOCKED, BUSY = 50, 75
+# What pgBackRest's `info` says of a store that it cannot read.
+UNREADABLE = (5, 99)
+PATRONI_TIMEOUT_S = 5
+ANSWER_TIMEOUT_S = 30
+TRANSFER_TIMEOUT_S = 3600
+
+# Failures by their signs, in the words of pgBackRest, curl and openssl; the first that fits counts.
+REMEDIES = (
+    (
+        ("unable to find primary",),
+        "No leader can be reached: look at `patronictl list`, and there at `systemctl status pgbackrest`.",
+    ),
+    (
+        ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", " 403"),
+        "The store refuses the account: compare vault_s3_backups_* with the accounts of the store and their rights.",
+    ),
+    (
+        ("NoSuchBucket",),
+        "The store has no such bucket: make it, or correct `object_store.bucket` in the inventory.",
+    ),
+    (
+        ("AuthorizationHeaderMalformed",),
+        "The store has another region: correct `object_store.region` in the inventory.",
+    ),
+    (
+        ("unable to verify certificate", "SSL certificate problem"),
+        "The store's certificate is not trusted: correct `object_store.ca_file` in the inventory.",
+    ),
+    (
+        ("outside of section", "CryptoError", "bad decrypt"),
+        "What is stored was encrypted with another passphrase: put the former vault_backup_passphrase back.",
+    ),
+    (
+        ("HostConnectError", "timeout connecting", "Could not resolve", "Could not connect", "Failed to connect"),
+        "The store does not answer: look whether it runs and can be reached from here (`object_store.endpoint`).",
+    ),
+)  # fmt: skip
+
+# Estimates of rows by table. The statistics of a new leader begin at nothing: until a table is analyzed there, its
+# catalog entry, which is replicated, and what was written since stand for it.
 CANARY = """
 SET client_min_messages = warning;
 BEGIN;
@@ -99,14 +135,14 @@ class Made(NamedTuple):
     size: int
 
 
-# --- decisions
+# --- What is decided
 
 
 def acting(members: Sequence[Mapping[str, Any]]) -> str:
     """Name of the member that makes backups. Raises BackupError when there is no leader."""
     leaders = [m["name"] for m in members if m["role"] == "leader" and m["state"] == "running"]
     if not leaders:
-        raise BackupError("The cluster has no leader, so no backup can be made. Look at `patronictl list`.")
+        raise BackupError("The cluster has no leader, so no backup can be made: look at `patronictl list`.")
     replicas = [m["name"] for m in members if m["role"] in STREAMING and m["state"] == "streaming"]
     return str(min(replicas or leaders))
 
@@ -117,23 +153,17 @@ def newest(made: Sequence[Made], *kinds: str) -> Made | None:
 
 
 def due(made: Sequence[Made], schedule: Mapping[str, str], now: float) -> list[str]:
-    """Kinds whose schedule has passed since the last of them began; one that was never made is due at once.
+    """Kinds whose time has come since the last of them began; one that was never made is due at once.
 
     A full backup serves as a differential one. Raises BackupError for a schedule that nobody understands.
     """
 
-    def passed(kind: str, *serve: str) -> bool:
-        last = newest(made, kind, *serve)
+    def passed(kind: str, *serving: str) -> bool:
+        last = newest(made, kind, *serving)
         return last is None or next_time(schedule[kind], last.started) <= now
 
-    kinds = []
-    if passed("full"):
-        kinds.append("full")
-    elif passed("differential", "full"):
-        kinds.append("differential")
-    if passed("redis"):
-        kinds.append("redis")
-    return kinds
+    kinds = ["full"] if passed("full") else ["differential"] if passed("differential", "full") else []
+    return [*kinds, "redis"] if passed("redis") else kinds
 
 
 def next_time(calendar: str, after: float) -> float:
@@ -141,376 +171,343 @@ def next_time(calendar: str, after: float) -> float:
 
     Raises BackupError for a schedule that systemd does not understand.
     """
-    words = ["systemd-analyze", "calendar", f"--base-time=@{int(after)}", calendar]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, "TZ": "UTC", "LC_ALL": "C"}
+    fix = "correct `backups` in the inventory's main.yml (`systemd-analyze calendar` explains what it takes)"
+    said = run(
+        ["systemd-analyze", "calendar", f"--base-time=@{int(after)}", calendar],
+        f"The schedule {calendar!r} is none that systemd knows; {fix}",
+        environment={"TZ": "UTC", "LC_ALL": "C.UTF-8"},
     )
-    if done.returncode:
-        raise BackupError(
-            f"The schedule {calendar!r} is no time that systemd knows. Correct `backups` in the inventory's main.yml, "
-            f'for example "Sun *-*-* 02:00:00" (`systemd-analyze calendar` explains).'
-        )
-    for line in done.stdout.splitlines():
-        label, _, value = line.strip().partition(": ")
-        if label == "Next elapse" and value != "never":
-            at = datetime.datetime.strptime(value.split(" ", 1)[1], "%Y-%m-%d %H:%M:%S UTC")
-            return at.replace(tzinfo=datetime.UTC).timestamp()
-    return float("inf")
+    elapse = dict(line.strip().split(": ", 1) for line in said.splitlines() if ": " in line)["Next elapse"]
+    if elapse == "never":
+        return math.inf
+    _, day, clock, _ = elapse.split()
+    return datetime.datetime.fromisoformat(f"{day}T{clock}Z").timestamp()
 
 
-def wanted(info: Mapping[str, Any], system_id: int, version: str) -> str | None:
-    """What the store still needs before this database can be archived and backed up: a pgBackRest command, or None."""
-    known = info.get("db") or []
-    if not known:
+def wanting(info: Mapping[str, Any], system_id: int, version: str) -> str | None:
+    """What the store needs before this database can be archived and backed up: a command of pgBackRest, or None."""
+    last = max(info["db"], key=lambda one: int(one["id"]), default=None)
+    if last is None:
         return "stanza-create"
-    last = max(known, key=lambda one: one["id"])
     return None if (last["system-id"], last["version"]) == (system_id, version) else "stanza-upgrade"
 
 
-def backups(info: Mapping[str, Any]) -> list[Made]:
-    """Backups of the database as it is now, without those that failed."""
-    known = info.get("db") or [{"id": 0}]
-    current = max(known, key=lambda one: one["id"])["id"]
-    kinds = {"full": "full", "diff": "differential"}
+def whole_backups(info: Mapping[str, Any]) -> list[Made]:
+    """Backups of the database as it is now, without the damaged ones."""
+    current = max((one["id"] for one in info["db"]), default=None)
+    kinds = {name: kind for kind, name in POSTGRES.items()}
     return [
         Made(
             kinds[one["type"]], one["label"], one["timestamp"]["start"], one["timestamp"]["stop"],
             one["info"]["repository"]["delta"],
         )
-        for one in info.get("backup") or []
+        for one in info["backup"]
         if one["database"]["id"] == current and not one["error"] and one["type"] in kinds
     ]  # fmt: skip
 
 
-def explain(status: int, said: str) -> BackupError:
-    """A failure of pgBackRest in a sentence that names the fix; its own words stand in the log above."""
-    last = next((line for line in said.splitlines() if line.startswith("ERROR:")), said.strip().splitlines()[-1:] or "")
-    if status == LOCKED:
-        return Busy("Another backup is being made (pgBackRest's lock is held). Wait for it: `pgbackrest info`.")
-    for sign, meaning in (
-        ("403", "The store refuses the account: compare vault_s3_backups_* with the store's accounts, and its rights."),
-        ("404", "The store has no such bucket: create it, or correct `object_store.bucket` in the inventory."),
-        (
-            "CryptoError",
-            "What is stored was encrypted with another passphrase: put the former vault_backup_passphrase back.",
-        ),
-        (
-            "unable to find primary cluster",
-            "No leader can be reached: look at `patronictl list`, and at pgbackrest.service there.",
-        ),
-        (
-            "unable to verify certificate",
-            "A certificate does not fit: look at `backup_store_ca_file` and the names it is for.",
-        ),
-    ):
-        if sign in said:
-            return BackupError(f"{meaning} ({last})")
-    return BackupError(f"pgBackRest failed with status {status}: {last}")
+def failure(program: str, status: int, said: str) -> BackupError:
+    """A program's failure as a sentence that names the fix."""
+    if program == "pgbackrest" and status == LOCKED:
+        return Busy("Another backup is being made: wait for its end (`sudo -u postgres pgbackrest info` shows it).")
+    words = " ".join(said.split())[:300]
+    for signs, remedy in REMEDIES:
+        if any(sign in said for sign in signs):
+            return BackupError(f"{remedy} {program} says: {words}")
+    return BackupError(f"{program} failed with status {status}: {words}")
 
 
-# --- the world
+# --- What others are asked
 
 
-class Fleet:
-    """This host and whom it talks to, as `/etc/arches/backup.json` says."""
+class Host:
+    """This data host and whom it asks."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.name: str = config["name"]
+        self.name = str(config["name"])
 
-    def ask_patroni(self, path: str) -> tuple[int, Any]:
-        """Status and decoded answer of the local Patroni. Raises PatroniSilent."""
-        url = self.config["patroni"] + path
+    def patroni(self, path: str) -> tuple[int, Any]:
+        """Status and answer of the local Patroni. Raises PatroniSilent."""
         context = ssl.create_default_context(cafile=self.config["ca_file"])
+        request = urllib.request.Request(self.config["patroni"] + path)  # noqa: S310 - https, by the template
         try:
-            with urllib.request.urlopen(url, context=context, timeout=PATRONI_TIMEOUT_S) as answer:  # noqa: S310 - https
+            with urllib.request.urlopen(request, context=context, timeout=PATRONI_TIMEOUT_S) as answer:  # noqa: S310
                 return int(answer.status), json.load(answer)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            return error.code, None
         except (OSError, ValueError) as error:
-            raise PatroniSilent(
-                f"Patroni on {self.name} does not answer ({error}). Start it: systemctl start patroni."
-            ) from error
+            fix = "start it: `systemctl start patroni`"
+            raise PatroniSilent(f"Patroni on {self.name} does not answer ({error}); {fix}.") from error
 
     def leads(self) -> bool:
         """Whether this host holds the leader's lock. Raises PatroniSilent."""
-        return self.ask_patroni("/primary")[0] == 200
+        return self.patroni("/primary")[0] == 200
 
-    def acting(self) -> str:
-        """Name of the host that makes backups. Raises BackupError."""
-        return acting(self.ask_patroni("/cluster")[1].get("members", []))
+    def acts(self) -> bool:
+        """Whether this host is the one that makes backups. Raises BackupError."""
+        return acting((self.patroni("/cluster")[1] or {}).get("members", [])) == self.name
 
     def pgbackrest(self, *words: str) -> str:
         """Run pgBackRest as the database's user and return what it printed. Raises BackupError."""
-        done = as_postgres(["pgbackrest", f"--stanza={self.config['stanza']}", *words])
+        user = pwd.getpwnam("postgres")
+        done = subprocess.run(
+            ["pgbackrest", f"--stanza={self.config['stanza']}", *words], cwd="/", env={"PATH": "/usr/bin"},
+            user=user.pw_uid, group=user.pw_gid, extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
         if done.returncode:
-            raise explain(done.returncode, done.stdout + done.stderr)
+            said = done.stdout + done.stderr
+            raise failure("pgbackrest", done.returncode, said[max(said.find("ERROR:"), 0) :])
         return done.stdout
 
     def info(self) -> dict[str, Any]:
-        """What the store has of this database. Raises BackupError when it cannot be asked."""
-        info: dict[str, Any] = json.loads(self.pgbackrest("info", "--output=json"))[0]
+        """What the store has of this database. Raises BackupError when it cannot be read."""
+        info: dict[str, Any] = json.loads(self.pgbackrest("info", "--output=json", "--io-timeout=3"))[0]
         if info["status"]["code"] in UNREADABLE:
-            raise explain(info["status"]["code"], json.dumps(info.get("repo")))
+            raise failure("pgbackrest", info["status"]["code"], info["repo"][0]["status"]["message"])
         return info
 
-    def identity(self) -> tuple[int, str]:
-        """System identifier and major version of the local database. Raises BackupError."""
-        words = sql(
-            "SELECT system_identifier, current_setting('server_version_num')::int / 10000 FROM pg_control_system()"
-        )
-        system_id, version = words.split("|")
-        return int(system_id), version
-
-    def store(self, method: str, key: str, *options: str, query: str = "", timeout_s: int = 60) -> str:
-        """One request to the store, signed by curl; its secret goes in by stdin. Raises BackupError."""
+    def store(self, method: str, key: str, *options: str, query: str = "") -> str:
+        """One request to the store, signed by curl, which hears the secret by stdin. Raises BackupError."""
         store = self.config["store"]
         url = f"{store['endpoint'].rstrip('/')}/{store['bucket']}/{urllib.parse.quote(key)}{query}"
         words = ["curl", "--config", "-", "--silent", "--show-error", "--fail-with-body", "--request", method]
-        words += ["--aws-sigv4", f"aws:amz:{store['region']}:s3", "--connect-timeout", str(store["timeout_s"])]
-        words += ["--max-time", str(timeout_s), "--retry", "3", *options, url]
-        if store["ca_file"]:
-            words += ["--cacert", store["ca_file"]]
+        words += ["--aws-sigv4", f"aws:amz:{store['region']}:s3", "--retry", "3", "--retry-connrefused"]
+        words += ["--connect-timeout", str(store["timeout_s"]), "--max-time", str(TRANSFER_TIMEOUT_S)]
+        words += [*(["--cacert", store["ca_file"]] if store["ca_file"] else []), *options, url]
         secret = f'user = "{store["access_key"]}:{store["secret_key"]}"\n'
         done = subprocess.run(words, input=secret, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise explain(done.returncode, f"{done.stderr.strip()} {done.stdout.strip()}")
+            raise failure("curl", done.returncode, done.stderr + done.stdout)
         return done.stdout
 
-    def copies(self) -> list[Made]:
+    def redis_copies(self) -> list[Made]:
         """Copies of Redis in the store, the oldest first. Raises BackupError."""
-        listed = ElementTree.fromstring(self.store("GET", "", query="?list-type=2&prefix=redis%2F"))  # noqa: S314 - our store
-        found = []
-        for one in listed.iterfind("{*}Contents"):
-            key, size, modified = (one.findtext(f"{{*}}{field}") or "" for field in ("Key", "Size", "LastModified"))
+        copies = []
+        listed = ElementTree.fromstring(self.store("GET", "", query="?list-type=2&prefix=redis%2F"))  # noqa: S314 - ours
+        for item in listed.iterfind("{*}Contents"):
+            key, size, ended = (str(item.findtext(f"{{*}}{name}")) for name in ("Key", "Size", "LastModified"))
             began = datetime.datetime.strptime(key.rpartition("/")[2], COPY_NAME).replace(tzinfo=datetime.UTC)
-            ended = datetime.datetime.fromisoformat(modified)
-            found.append(Made("redis", key, began.timestamp(), ended.timestamp(), int(size)))
-        return sorted(found, key=lambda copy: copy.started)
+            at = datetime.datetime.fromisoformat(ended).timestamp()
+            copies.append(Made("redis", key, began.timestamp(), at, int(size)))
+        return sorted(copies, key=lambda copy: copy.started)
 
-    def redis_cli(self, address: str, *words: str) -> str:
+    def stored(self) -> list[Made]:
+        """Everything that the store has. Raises BackupError."""
+        return whole_backups(self.info()) + self.redis_copies()
+
+    def redis(self, address: str, *words: str) -> str:
         """Ask one Redis. Raises BackupError."""
         redis = self.config["redis"]
         command = ["redis-cli", "-h", address, "-p", str(redis["port"]), "--tls", "--cacert", self.config["ca_file"]]
-        command += ["--user", redis["user"], *words]
-        environment = {**os.environ, "REDISCLI_AUTH": redis["password"]}
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment, timeout=REDIS_TIMEOUT_S
+        return run(
+            [*command, "--user", redis["user"], "-e", *words],
+            f"Redis at {address} refuses",
+            environment={"REDISCLI_AUTH": redis["password"]},
+            timeout_s=TRANSFER_TIMEOUT_S,
         )
-        said = done.stdout.strip() or done.stderr.strip()
-        if done.returncode or said.startswith(("ERR", "NOPERM", "WRONGPASS", "NOAUTH", "AUTH failed")):
-            raise BackupError(f"Redis at {address} refuses {words[0]}: {done.stderr.strip()} {said}")
-        return done.stdout
 
-    def redis_source(self) -> dict[str, str]:
+    def redis_source(self) -> Mapping[str, str]:
         """The Redis to copy: the first replica in sync by name, or the leader if there is none. Raises BackupError."""
-        leader, refusals = None, []
+        leaders, refusals = [], []
         for member in sorted(self.config["members"], key=lambda one: str(one["name"])):
             try:
-                role = self.redis_cli(member["address"], "ROLE").split()
-            except (BackupError, subprocess.TimeoutExpired) as error:
+                role = self.redis(member["address"], "ROLE").split()
+            except BackupError as error:
                 refusals.append(str(error))
                 continue
             if role[0] == "slave" and "connected" in role:
                 return dict(member)
             if role[0] == "master":
-                leader = leader or dict(member)
-        if leader is None:
-            raise BackupError(
-                f"No Redis can be copied ({'; '.join(refusals)}). Look at `systemctl status redis-server`."
-            )
-        return leader
+                leaders.append(member)
+        if not leaders:
+            raise BackupError("; ".join(refusals) or "No Redis leads: look at `systemctl status redis-sentinel`.")
+        return dict(leaders[0])
 
 
-# --- what is done
+# --- What is done
 
 
-def back_up(fleet: Fleet, kind: str) -> None:
-    """Make a backup of Postgres. Raises BackupError."""
+def make(host: Host, kind: str) -> None:
+    """Make a backup. Raises BackupError."""
     began = time.monotonic()
-    said = fleet.pgbackrest("backup", f"--type={PGBACKREST_TYPE[kind]}")
-    print(said, end="")
-    print(f"{kind}: done in {time.monotonic() - began:.1f} s")
+    said = copy_redis(host) if kind == "redis" else host.pgbackrest(f"--type={POSTGRES[kind]}", "backup")
+    print(f"{said}{kind}: done in {time.monotonic() - began:.1f} s")
 
 
-def copy_redis(fleet: Fleet) -> None:
-    """Copy Redis: check the copy, encrypt it, send it, let old ones go. Raises BackupError."""
-    began = time.time()
-    source = fleet.redis_source()
-    at = datetime.datetime.fromtimestamp(began, datetime.UTC).strftime(COPY_NAME)
-    SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
-        plain, sealed = Path(folder) / "redis.rdb", Path(folder) / "redis.rdb.aes"
-        fleet.redis_cli(source["address"], "--rdb", str(plain))
-        run(["redis-check-rdb", str(plain)], "The copy of Redis is damaged")
-        seal(fleet, plain, sealed)
+def copy_redis(host: Host) -> str:
+    """Copy Redis: check the copy, encrypt it, send it, let the oldest ones go. Raises BackupError."""
+    source = host.redis_source()
+    name = datetime.datetime.now(datetime.UTC).strftime(COPY_NAME)
+    with scratch() as folder:
+        plain, sealed = Path(folder) / "plain", Path(folder) / "sealed"
+        host.redis(source["address"], "--rdb", str(plain))
+        run(["redis-check-rdb", str(plain)], f"The copy of Redis on {source['name']} is damaged")
+        crypt(host, plain, sealed)
+        plain.unlink()
         with sealed.open("rb") as file:
-            md5 = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()  # noqa: S324 - what S3 checks by
-        fleet.store(
-            "PUT",
-            f"redis/{source['name']}/{at}",
-            "--upload-file",
-            str(sealed),
-            "--header",
-            f"Content-MD5: {md5}",
-            timeout_s=3600,
-        )
-    for old in fleet.copies()[: -fleet.config["redis"]["keep"]]:
-        fleet.store("DELETE", old.name)
-    print(f"redis: {source['name']} copied in {time.time() - began:.1f} s")
+            digest = hashlib.file_digest(file, "md5").digest()  # what the store compares with what arrives
+        md5 = f"Content-MD5: {base64.b64encode(digest).decode()}"
+        host.store("PUT", f"redis/{source['name']}/{name}", "--upload-file", str(sealed), "--header", md5)
+    for old in host.redis_copies()[: -host.config["redis"]["keep"]]:
+        host.store("DELETE", old.name)
+    return ""
 
 
-def seal(fleet: Fleet, source: Path, target: Path, *, opened: bool = False) -> None:
-    """Encrypt a file, or decrypt it with `opened`. Raises BackupError."""
-    command = ["openssl", "enc", "-aes-256-cbc", "-pbkdf2", "-iter", "100000", "-pass", "stdin"]
-    command += ["-in", str(source), "-out", str(target), *(["-d"] if opened else [])]
-    run(command, "The passphrase does not fit, or the file is damaged", fleet.config["passphrase"] + "\n")
-
-
-def fetch_redis(fleet: Fleet, target: Path) -> None:
-    """Write the newest copy of Redis to a file. Raises BackupError."""
-    copies = fleet.copies()
-    if not copies:
+def fetch_redis(host: Host, target: Path) -> None:
+    """Write the newest copy of Redis to a file that is not there yet. Raises BackupError."""
+    if target.exists():
+        raise BackupError(f"{target} exists: name a file that is not there.")
+    last = newest(host.redis_copies(), "redis")
+    if last is None:
         raise BackupError("The store has no copy of Redis: make one with `arches-backup redis`.")
-    SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
-        sealed = Path(folder) / "redis.rdb.aes"
-        fleet.store("GET", copies[-1].name, "--output", str(sealed), timeout_s=3600)
-        seal(fleet, sealed, target, opened=True)
-    run(["redis-check-rdb", str(target)], "The copy of Redis is damaged")
-    print(f"{target} is {copies[-1].name}")
+    with scratch() as folder:
+        sealed, plain = Path(folder) / "sealed", Path(folder) / "plain"
+        host.store("GET", last.name, "--output", str(sealed))
+        crypt(host, sealed, plain, "-d")
+        run(["redis-check-rdb", str(plain)], f"{last.name} is damaged")
+        shutil.move(plain, target)
+    print(f"{target} is {last.name}")
 
 
-def make_due(fleet: Fleet) -> None:
-    """Make what is due, if this host makes backups, and publish what the store has. Raises BackupError."""
-    if fleet.acting() != fleet.name:
+def crypt(host: Host, source: Path, target: Path, *options: str) -> None:
+    """Encrypt a file, or decrypt it with `-d`; openssl hears the passphrase by stdin. Raises BackupError."""
+    command = ["openssl", "enc", "-aes-256-cbc", "-pbkdf2", "-iter", "100000", "-pass", "stdin", *options]
+    run([*command, "-in", str(source), "-out", str(target)], "openssl refuses", host.config["passphrase"] + "\n")
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what must not stay; nobody else can read it."""
+    SCRATCH.mkdir(mode=0o700, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=SCRATCH)
+
+
+def make_due(host: Host) -> None:
+    """Make what is due, if this host makes backups, and tell monitoring. Raises BackupError for all that failed."""
+    if not host.acts():
         return
-    try:
-        for kind in due(stored(fleet), fleet.config["schedule"], time.time()):
-            print(f"{kind} is due")
-            make(fleet, kind)
-    finally:
-        publish(stored(fleet))
-
-
-def make(fleet: Fleet, kind: str) -> None:
-    """Make one backup. Raises BackupError."""
-    copy_redis(fleet) if kind == "redis" else back_up(fleet, kind)
-
-
-def stored(fleet: Fleet) -> list[Made]:
-    """Everything that the store has. Raises BackupError."""
-    return backups(fleet.info()) + fleet.copies()
+    made, failures = host.stored(), []
+    for kind in due(made, host.config["schedule"], time.time()):
+        print(f"{kind}: is due", flush=True)
+        try:
+            make(host, kind)
+        except Busy as error:
+            print(error)
+        except BackupError as error:
+            failures.append(f"{kind}: {error}")
+        made = host.stored()
+    publish(made)
+    if failures:
+        raise BackupError(" ".join(failures))
 
 
 def publish(made: Sequence[Made]) -> None:
     """Tell monitoring what the store has, whichever host made it."""
     lines = []
-    for kind in KINDS:
-        if last := newest(made, kind):
-            label = f'{{type="{kind}"}}'
-            lines += [
-                f"arches_backup_last_success_timestamp_seconds{label} {last.ended:.0f}",
-                f"arches_backup_duration_seconds{label} {last.ended - last.started:.0f}",
-                f"arches_backup_size_bytes{label} {last.size}",
-            ]
+    for last in filter(None, (newest(made, kind) for kind in KINDS)):
+        label = f'{{type="{last.kind}"}}'
+        lines += [
+            f"arches_backup_last_success_timestamp_seconds{label} {last.ended:.0f}",
+            f"arches_backup_duration_seconds{label} {last.ended - last.started:.0f}",
+            f"arches_backup_size_bytes{label} {last.size}",
+        ]
     write_metrics("backup", lines)
 
 
 def write_metrics(name: str, lines: Sequence[str]) -> None:
-    """Replace one of the node exporter's text files."""
-    METRICS.mkdir(parents=True, exist_ok=True)
-    target = METRICS / f"{name}.prom"
-    fresh = target.with_suffix(".new")
-    fresh.write_text("".join(f"{line}\n" for line in lines))
-    fresh.chmod(0o644)
-    fresh.replace(target)
+    """Replace a text file of the node exporter. Where that is not installed nobody would read it."""
+    if METRICS.is_dir():
+        fresh = METRICS / f"{name}.prom.new"
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.chmod(0o644)
+        fresh.replace(METRICS / f"{name}.prom")
 
 
-def sing(fleet: Fleet) -> None:
+def sing(host: Host) -> None:
     """Write the canary rows, if this host leads. Raises BackupError."""
-    if not fleet.leads():
-        return
-    sql(CANARY, f"host={fleet.name}")
-    write_metrics("canary", [f"arches_canary_last_success_timestamp_seconds {time.time():.0f}"])
+    if host.leads():
+        sql(CANARY, host=host.name)
+        write_metrics("canary", [f"arches_canary_last_success_timestamp_seconds {time.time():.0f}"])
 
 
-def prepare(fleet: Fleet, check: bool) -> None:
-    """Make the schedule sure and, if this host leads, the store ready. Prints what changed. Raises BackupError."""
-    for calendar in fleet.config["schedule"].values():
+def prepare(host: Host, check: bool) -> None:
+    """Try the schedule and, if this host leads, make the store ready. Prints what changes. Raises BackupError."""
+    for calendar in host.config["schedule"].values():
         next_time(calendar, time.time())
-    if not fleet.leads():
+    if not host.leads():
         return
-    command = wanted(fleet.info(), *fleet.identity())
-    if command is None:
-        return
-    if not check:
-        fleet.pgbackrest(command)
-    print(command)
+    system_id, version = sql("SELECT system_identifier FROM pg_control_system()", "SHOW server_version_num")
+    if command := wanting(host.info(), int(system_id), version[:-4]):
+        if not check:
+            host.pgbackrest(command)
+        print(command)
 
 
-# --- other programs
+# --- Other programs
 
 
-def run(command: Sequence[str], failure: str, given: str = "", **options: Any) -> str:
-    """Run a program and return what it printed. Raises BackupError that begins with `failure`."""
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, **options)
+def run(
+    command: Sequence[str], otherwise: str, given: str = "", *,
+    environment: Mapping[str, str] | None = None, timeout_s: float = ANSWER_TIMEOUT_S,
+) -> str:  # fmt: skip
+    """Run a program and return what it printed. Raises BackupError that begins with `otherwise`."""
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise BackupError(f"{otherwise}: no answer within {timeout_s} s.") from None
     if done.returncode:
-        raise BackupError(f"{failure}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
+        raise BackupError(f"{otherwise}: {' '.join((done.stderr.strip() or done.stdout).split())[:300]}")
     return done.stdout
 
 
-def sql(statements: str, *variables: str) -> str:
-    """What the local database answers to its superuser. Raises BackupError."""
-    command = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "arches", "-U", "postgres"]
-    for variable in variables:
-        command += ["-v", variable]
-    try:
-        return run(command, "Postgres refuses", statements, timeout=CANARY_TIMEOUT_S).strip()
-    except subprocess.TimeoutExpired:
-        raise BackupError(
-            f"Postgres did not answer within {CANARY_TIMEOUT_S} s: is a synchronous standby missing? Look at `patronictl list`."
-        ) from None
-
-
-def as_postgres(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program as the database's user, with its groups."""
-    user = pwd.getpwnam("postgres")
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd="/", stdin=subprocess.DEVNULL, env={"PATH": "/usr/bin", "LC_ALL": "C.UTF-8"},
-        user=user.pw_uid, group=user.pw_gid, extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
-    )  # fmt: skip
+def sql(*statements: str, **variables: str) -> list[str]:
+    """Lines that the local database answers to its superuser. Raises BackupError."""
+    command = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "arches"]
+    command += [word for name, value in variables.items() for word in ("-v", f"{name}={value}")]
+    fix = "is a synchronous standby missing? Look at `patronictl list`"
+    return run(command, f"Postgres does not do what is asked ({fix})", ";\n".join(statements)).splitlines()
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["due", *KINDS, "redis-fetch", "canary", "prepare"])
-    parser.add_argument("file", nargs="?", type=Path, help="where redis-fetch writes")
+    parser.add_argument("file", nargs="?", type=Path, help="what redis-fetch writes")
     parser.add_argument("--check", action="store_true", help="prepare: change nothing")
     given = parser.parse_args(arguments)
-    if given.verb == "redis-fetch" and given.file is None:
-        parser.error("redis-fetch needs a file to write")
+    if (given.verb == "redis-fetch") != (given.file is not None):
+        parser.error("redis-fetch, and nothing else, takes a file")
+    os.umask(0o077)
     try:
-        fleet = Fleet(json.loads(CONFIG.read_text()))
-        if given.verb in KINDS:
-            make(fleet, given.verb)
-            publish(stored(fleet))
-        else:
-            {
-                "due": lambda: make_due(fleet), "canary": lambda: sing(fleet),
-                "prepare": lambda: prepare(fleet, given.check), "redis-fetch": lambda: fetch_redis(fleet, given.file),
-            }[given.verb]()  # fmt: skip
-    except Busy as error:
+        act(Host(json.loads(CONFIG.read_text())), given)
+    except BackupError as error:
         print(error, file=sys.stderr)
-        return 0 if given.verb == "due" else BUSY
-    except PatroniSilent as error:
-        print(error, file=sys.stderr)
-        return 0 if given.verb in ("due", "canary") else 1
-    except (BackupError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return BUSY if isinstance(error, Busy) else int(not quiet(error, given.verb))
     return 0
+
+
+def quiet(error: BackupError, verb: str) -> bool:
+    """Whether there is nothing to do for a timer: a host whose Patroni is away neither leads nor makes backups."""
+    return isinstance(error, PatroniSilent) and verb in ("due", "canary")
+
+
+def act(host: Host, given: argparse.Namespace) -> None:
+    """Do what was asked. Raises BackupError."""
+    if given.verb == "due":
+        make_due(host)
+    elif given.verb == "canary":
+        sing(host)
+    elif given.verb == "prepare":
+        prepare(host, given.check)
+    elif given.verb == "redis-fetch":
+        fetch_redis(host, given.file)
+    else:
+        make(host, given.verb)
+        publish(host.stored())
 
 
 if __name__ == "__main__":
