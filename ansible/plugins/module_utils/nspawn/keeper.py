@@ -32,7 +32,7 @@ shift
 while :; do
     sh -c 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"' "$groups" "$@"
     status=$?
-    [ "$status" = 133 ] || exit "$status"
+    [ "$status" = 133 ] || { echo "systemd-nspawn ended with status $status."; exit "$status"; }
     rm -rf "/run/systemd/nspawn/propagate/$machine" "/run/systemd/nspawn/unix-export/$machine"
 done
 """
