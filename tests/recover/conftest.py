@@ -301,7 +301,7 @@ class Toy:
             "for when in before after; do "
             f'if test -e "hold-{name}-$when"; then touch "reached-{name}-$when"; '
             f'while test -e "hold-{name}-$when"; do sleep 0.05; done; fi; '
-            f'if test $when = before; then echo {name} >> log; test ! -e "fail-{name}"; fi; done'
+            f'if test $when = before; then echo {name} >> log; test ! -e "fail-{name}" || exit 1; fi; done'
         )
         outcome = "{{ outcome | combine({'" + name + "': colour | default('red')}) }}"
         return [

@@ -328,18 +328,23 @@ def test_consent_to_no_lock_is_no_way_around_somebody_elses(toy: Toy) -> None:
     assert toy.written == []
 
 
+def proven(hours: int) -> str:
+    """What the prover wrote some hours ago."""
+    return json.dumps({"proven": False, "last_proven": {"at": time.time() - hours * 3600}})
+
+
 def test_what_destroys_wants_a_fresh_proven_backup(toy: Toy) -> None:
     toy.write("toy.yml", [toy.play(needs_backup=True)])
     proof = toy.folder / "last.json"
     code, said = toy.run(*ACT)
     assert code == 2 and "toy destroys data, and no restore was ever proven. Nothing was changed." in said
 
-    proof.write_text(json.dumps({"proven_at": int(time.time()) - 49 * 3600}))
+    proof.write_text(proven(hours=49))
     code, said = toy.run(*ACT)
     assert code == 2 and "the last restore was proven 49 hours ago. Nothing was changed." in said
     assert untouched(toy)
 
-    proof.write_text(json.dumps({"proven_at": int(time.time()) - 47 * 3600}))
+    proof.write_text(proven(hours=47))
     code, said = toy.run(*ACT)
     assert code == 0, said
 

@@ -68,6 +68,14 @@ async def test_two_keys_are_none(client: Client) -> None:
     assert answer.status_code == 400
 
 
+def test_a_key_counts_for_one_caller_and_one_path() -> None:
+    ids = {
+        idempotency._key_id(*place)
+        for place in (("a", "b", "/c"), ("x", "b", "/c"), ("a", "x", "/c"), ("a", "b", "/x"))
+    }
+    assert len(ids) == 4 and idempotency._key_id("a", "b", "/c") in ids
+
+
 async def fingerprints(secrets: str, asked: Registration = ASKED) -> list[bytes]:
     """As a server with these secrets makes them."""
     async with create_app(settings_with(JWT_SECRET=secrets)).app_context():

@@ -73,7 +73,7 @@ class Once:
         async with services().database.transaction() as connection:
             if self._key is None:
                 return await effect(connection)
-            key_id = hashlib.sha256(f"{self._key}\n{caller}\n{request.path}".encode()).digest()
+            key_id = _key_id(self._key, caller, request.path)
             prints = _fingerprints(key_id, asked)
             try:
                 earlier = await idempotency.claim(connection, key_id, prints[0])
@@ -103,6 +103,11 @@ def _key() -> str | None:
             f"Send one {HEADER} of up to 255 visible ASCII characters, without quotes, commas, backslashes: a UUID.",
         )
     return match[1] or match[2]
+
+
+def _key_id(key: str, caller: str, path: str) -> bytes:
+    """Whose key it is, and for what."""
+    return hashlib.sha256(f"{key}\n{caller}\n{path}".encode()).digest()
 
 
 def _fingerprints(key_id: bytes, asked: Input) -> list[bytes]:

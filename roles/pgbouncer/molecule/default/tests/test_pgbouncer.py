@@ -1,11 +1,21 @@
 """Postgres through PgBouncer: who gets in, what a shared connection keeps, how soon a killed pooler is back."""
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
 from testinfra.host import Host
 
 from lib.scenario import play
 from lib.waiting import wait_for
 
 SOCKET = "/run/postgresql"
+POOL = Path(__file__).parents[1] / "pool.yml"
+LEADER = {"host": "postgres", "port": 5432, "user": "app", "password": "app-secret", "ca": "/etc/arches/tls/ca.crt"}
 
 
 def psql(
@@ -89,6 +99,80 @@ def test_pools_can_be_paused_and_resumed(host: Host) -> None:
         assert console(host, "RESUME arches") == ""
     assert psql(host, "SELECT 1") == "1"
     assert console(host, "RECONNECT arches") == ""
+    assert psql(host, "SELECT 1") == "1"
+
+
+def tell(**pool: Any) -> None:
+    """Run the module that recoveries use."""
+    play(POOL, {"pool": pool})
+
+
+def patience(host: Host) -> str:
+    """Seconds that a query waits in the pool at most."""
+    line = next(line for line in console(host, "SHOW CONFIG").splitlines() if line.startswith("query_wait_timeout|"))
+    return line.split("|")[1]
+
+
+@contextmanager
+def waiting_query(host: Host) -> Iterator[Any]:
+    """A query that was sent and is not answered; its answer comes by `.result()`."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(psql, host, "SELECT 42")
+        wait_for("the query waits", lambda: "|1|" in clients_waiting(host), timeout_s=20)
+        assert not answer.done()
+        yield answer
+
+
+def clients_waiting(host: Host) -> str:
+    """`|n|` with the number of clients that wait in the pool."""
+    line = next((line for line in console(host, "SHOW POOLS").splitlines() if line.startswith("arches|app|")), "|||0")
+    return f"|{line.split('|')[3]}|"
+
+
+def test_a_held_query_is_answered_when_a_new_leader_writes(host: Host) -> None:
+    tell(state="paused")
+    with waiting_query(host) as answer:
+        assert patience(host) == "30"
+        tell(state="resumed", leader=LEADER | {"not": "192.0.2.31"})
+        assert answer.result(timeout=20) == "42"
+    assert patience(host) == "5"
+    assert "arches-pool" not in host.check_output("systemctl list-timers --all")
+
+
+def test_a_pool_goes_on_where_nobody_new_leads(host: Host) -> None:
+    tell(state="paused", at_most_s=60)
+    with waiting_query(host) as answer:
+        with pytest.raises(AssertionError, match=r"No new leader acknowledged a write within 2 s .* still leads"):
+            tell(state="resumed", at_most_s=7, leader=LEADER | {"not": "127.0.0.1"})
+        assert answer.result(timeout=20) == "42"
+
+
+def test_a_pool_that_nobody_comes_back_to_goes_on_by_itself(host: Host) -> None:
+    tell(state="paused", at_most_s=4)
+    with waiting_query(host) as answer:
+        assert answer.result(timeout=20) == "42"
+    wait_for("the patience is as configured", lambda: patience(host) == "5", timeout_s=10)
+
+
+def test_a_long_transaction_keeps_a_pool_from_resting(host: Host) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(psql, host, "SELECT pg_sleep(12)")
+        wait_for(
+            "it runs",
+            lambda: "1" in psql(host, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(12)'"),
+            timeout_s=10,
+        )
+        began = time.monotonic()
+        with pytest.raises(AssertionError, match=r"did not come to rest within 2\.0 s .*; it goes on"):
+            tell(state="paused")
+        assert psql(host, "SELECT 1") == "1"
+        assert not slow.done(), f"the transaction was over after {time.monotonic() - began:.0f} s already"
+        slow.result(timeout=20)
+
+
+def test_to_go_on_twice_is_fine(host: Host) -> None:
+    tell(state="resumed")
+    tell(state="resumed")
     assert psql(host, "SELECT 1") == "1"
 
 
