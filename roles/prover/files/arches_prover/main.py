@@ -7,6 +7,7 @@
 A copy is never left: what a killed attempt could not remove, the next one removes first.
 """
 
+import os
 import shutil
 import signal
 import sys
@@ -89,14 +90,20 @@ def prove() -> int:
     return 0 if report.proven else 1
 
 
+def publish() -> int:
+    """Metrics of the last report; an attempt that systemd saw fail has failed, whatever its report could still say."""
+    ended_well = os.environ.get("SERVICE_RESULT", "success") == "success"
+    reports.replace(reports.METRICS, reports.metrics(reports.read(), ended_well, Settings.read().interval_s))
+    return 0
+
+
 def main(words: Sequence[str]) -> int:
     """The three verbs."""
     match words:
         case ["prove"]:
             return prove()
         case ["publish"]:
-            reports.replace(reports.METRICS, reports.metrics(reports.read(), Settings.read().interval_s))
-            return 0
+            return publish()
         case ["wal", newest, name, path]:
             return fetch_wal(Settings.read(), newest, name, path)
     print(__doc__, file=sys.stderr)
