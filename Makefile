@@ -52,6 +52,18 @@ silence: environment ## Silence an alert: make silence ALERT=HostDown HOST=data1
 packages: environment ## Build what Debian does not ship and make the fleet's apt repository
 	$(PLAY) ansible/packages.yml
 
+release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0
+	$(PLAY) ansible/release_tag.yml -e release=$(VERSION)
+
+switchover: environment ## Have another member lead Postgres, without a failed request (CONFIRM=local says yes)
+	$(PLAY) ansible/recover/postgres-switchover.yml $(if $(CONFIRM),-e confirm=$(CONFIRM))
+
+escrow: environment ## Seal what git does not hold and a rebuild needs into one bundle (docs/escrow.md; IDENTITY=file opens it at once)
+	$(PLAY) ansible/escrow.yml $(if $(IDENTITY),-e identity=$(IDENTITY))
+
+escrow-check: environment ## Prove that the newest bundle opens and is what the environment uses now: make escrow-check IDENTITY=file
+	$(PLAY) ansible/escrow.yml -e seal=false $(if $(IDENTITY),-e identity=$(IDENTITY)) $(if $(BUNDLE),-e bundle=$(BUNDLE))
+
 dashboards: environment ## Make the dashboards' JSON from monitoring/dashboards
 	python monitoring/dashboards/generate.py
 
@@ -70,7 +82,7 @@ check: environment ## The fast loop: format, lint, types, repository rules, unit
 	python tests/run.py check
 
 test: environment ## Prove everything: check, machines, roles, API, fleet
-	python tests/run.py check machines packages roles app fleet
+	python tests/run.py check machines recover packages roles app fleet
 
 test-app: environment ## The API's tests on real Postgres, PgBouncer and Redis
 	python tests/run.py app
@@ -85,7 +97,7 @@ test-alerts: environment ## Cause alerts on the running local fleet: ALERTS=all,
 	python tests/run.py alerts
 
 test-full: environment ## Everything, with what is long and rarely breaks
-	python tests/run.py check machines packages roles app fleet full
+	python tests/run.py check machines recover packages roles app fleet full
 
 bench: environment ## Measure the figures of docs/bench.md into results/bench.json
 	python tests/bench/run.py

@@ -28,14 +28,14 @@ def ansible_files() -> list[str]:
 CHECKS = [
     [
         ["ansible-lint", "--config-file", ".config/ansible-lint.yml", *ansible_files()],
-        ["pytest", "app/tests/unit", "tests/lib"],
+        ["pytest", "app/tests/unit", "tests/lib", "tests/monitoring"],
     ],
     [
         ["ruff", "format", "--check", "."],
         ["ruff", "check", "."],
         ["mypy"],
         ["yamllint", "--strict", "."],
-        ["pytest", "tests/rules", "tests/plugins", "tests/monitoring"],
+        ["pytest", "tests/rules", "tests/plugins"],
     ],
 ]
 
@@ -99,6 +99,11 @@ def machines(tally: Tally) -> None:
     run(tally, "machines", ["pytest", "tests/machines"])
 
 
+def recover(tally: Tally) -> None:
+    """The runner of recoveries and the fleet lock, on an etcd of their own; no fleet needed."""
+    run(tally, "recover", ["pytest", "tests/recover"])
+
+
 def packages(tally: Tally) -> None:
     """What Debian does not ship: built when it is not in the cache; the builder and its repository."""
     run(tally, "build packages", ["python", "packages/build.py"])
@@ -116,6 +121,7 @@ def app(tally: Tally) -> None:
     run(tally, "embedder", ["pytest", "app/embedder/tests"])
     with fleet_of(tally, "dev", ["ansible-playbook", "-i", "inventories/dev", "ansible/dev.yml"]):
         run(tally, "app", ["ansible/bin/dev", "exec", "pytest", "app/tests/integration"])
+        run(tally, "postgres", ["ansible/bin/dev", "exec", "pytest", "tests/postgres"])
 
 
 def fleet(tally: Tally) -> None:
@@ -161,8 +167,8 @@ def main(names: list[str]) -> int:
     REPORTS.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] = f"{REPOSITORY / '.venv/bin'}:{os.environ['PATH']}"
     layers = {
-        "check": check, "machines": machines, "packages": packages, "roles": roles, "app": app, "fleet": fleet,
-        "alerts": alerts, "full": full,
+        "check": check, "machines": machines, "recover": recover, "packages": packages, "roles": roles, "app": app,
+        "fleet": fleet, "alerts": alerts, "full": full,
     }  # fmt: skip
     tally = Tally()
     for name in names:

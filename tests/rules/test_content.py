@@ -30,7 +30,9 @@ REGISTRIES = [
 
 def no_secret_is_in_git(repository: Repository) -> Iterator[str]:
     """Keys, tokens of cloud providers, and whatever looks drawn at random."""
-    known = r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}|\$ANSIBLE_VAULT"
+    known = (
+        r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}|\$ANSIBLE_VAULT|\bAGE-SECRET-KEY-1"
+    )
     for file in repository.files:
         if file in repository.match(*LOCKED, "tests/rules/test_content.py"):
             continue
@@ -82,6 +84,7 @@ def test_rule_can_fail(rule: Rule, files: dict[str, str], says: str, tree: Any) 
 
 BROKEN: list[tuple[Rule, dict[str, str], str]] = [
     (no_secret_is_in_git, {"a.yml": "x\nkey: -----BEGIN EC PRIVATE KEY-----"}, "a.yml:2: `-----BEGIN EC"),
+    (no_secret_is_in_git, {"a.md": "AGE-SECRET-KEY-1QQQQQQ"}, "a.md:1: `AGE-SECRET"),
     (no_secret_is_in_git, {"a.yml": "password: q7Rk2LmZx09TbVwY4sPd8GhN3jKc6FfA"}, "a.yml:1: `q7Rk2L...` looks like"),
     (no_secret_is_in_git, {"a.env": "token: 9f86d081884c7d659a2feaa0c55ad015"}, "a.env:1: `9f86d0...` looks like"),
     (no_registry_is_named, {"a.md": f"see https://{REGISTRIES[0]}/simple"}, "a.md:1: names the package registry"),

@@ -13,6 +13,10 @@ from rules.environments import ENVIRONMENTS, ROOT, Environment, copy_inventories
 
 type Change = tuple[str, str, str]
 
+# The two keys that stand in staging and prod.
+EXAMPLE_KEY = "age1zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zygs0dsc5v"
+OTHER_KEY = "age1yg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3quewddq"
+
 # What is changed in which file of prod (or of the environment named first), and what the one error must say.
 BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     "missing secret": (
@@ -182,6 +186,26 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
             "`alert_receivers.ticket`: a receiver of type webhook lacks `url`",
         ),
     ),
+    "one key for all secrets": (
+        ("prod/group_vars/all/main.yml", f"  - {OTHER_KEY}\n", ""),
+        ("inventories/prod/group_vars/all/main.yml", "`escrow_recipients` has fewer than two", "Name two people's"),
+    ),
+    "the same key twice": (
+        ("prod/group_vars/all/main.yml", OTHER_KEY, EXAMPLE_KEY),
+        ("`escrow_recipients` has fewer than two",),
+    ),
+    "misspelled key": (
+        ("prod/group_vars/all/main.yml", EXAMPLE_KEY, EXAMPLE_KEY.replace("dsc5v", "dsc5q")),
+        ("`escrow_recipients` has `age1zyg3", "age-keygen"),
+    ),
+    "no keys in staging": (
+        (
+            "staging/group_vars/all/main.yml",
+            f"escrow_recipients:\n  - {EXAMPLE_KEY}\n  - {OTHER_KEY}\n",
+            "escrow_recipients: []\n",
+        ),
+        ("inventories/staging/group_vars/all/main.yml", "`escrow_recipients` has fewer than two"),
+    ),
     "unknown topology": (
         ("local/group_vars/all/main.yml", "topology: ha", "topology: pair"),
         ("inventories/local/group_vars/all/main.yml", "`topology` is `pair`", "one of ha, single"),
@@ -205,6 +229,18 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     "address outside the fleet": (
         ("local/hosts.yml", "10.88.10.32,", "10.88.11.32,"),
         ("inventories/local/hosts.yml", "`address` 10.88.11.32 of data2 is outside `fleet.subnet` 10.88.10.0/24"),
+    ),
+    "misspelled key of a volume": (
+        ("local/hosts.yml", "size_mb", "size_md"),
+        ("inventories/local/hosts.yml", "`size_md` in `volumes[]` of ops1", "Did you mean `size_mb`?"),
+    ),
+    "volume without a size": (
+        ("local/hosts.yml", "size_mb: 4096, ", ""),
+        ("inventories/local/hosts.yml", "`volumes[].size_mb` of ops1 is missing", "a whole number of at least 16"),
+    ),
+    "volume in prod": (
+        ("prod/hosts.yml", "203.0.113.32, memory_mb", "203.0.113.32, volumes: [], memory_mb"),
+        ("inventories/prod/hosts.yml", "`volumes` of data2", "machine_provider: none", "mount the disk"),
     ),
     "fleet in prod": (
         ("prod/group_vars/all/main.yml", "domain:", "fleet: {id: prod, subnet: 203.0.113.0/24}\ndomain:"),

@@ -5,8 +5,8 @@ from typing import Any
 
 
 def machine_list(hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one machine per host name: its name and those of address, memory_mb and cpus that the inventory gives."""
-    wanted = ("address", "memory_mb", "cpus")
+    """Return one machine per host name: its name, and address, memory_mb, cpus, volumes as far as given."""
+    wanted = ("address", "memory_mb", "cpus", "volumes")
     return [{"name": host} | {key: hostvars[host][key] for key in wanted if key in hostvars[host]} for host in hosts]
 
 

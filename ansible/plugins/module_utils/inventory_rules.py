@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
+from escrow import wrong_recipients
+
 type Spec = Mapping[str, Any]
 type SecretState = Literal["good", "empty", "placeholder", "unreadable"]
 
@@ -289,18 +291,25 @@ def wrong_value(file: str, place: str, value: Any, spec: Spec) -> Iterator[str]:
         yield f"{file}: {place} cannot be resolved: {value.reason}"
     elif not is_of_type(value, spec["type"]) or value not in spec.get("choices", [value]) or too_small(value, spec):
         yield f"{file}: {place} is `{value}`. Write {expected(spec)}."
+    elif "elements" in spec:
+        of_item = {"type": spec["elements"]} | {key: spec[key] for key in ("options",) if key in spec}
+        for item in value:
+            yield from wrong_value(file, inside(place, "[]"), item, of_item)
     elif "options" in spec:
         yield from wrong_options(file, place, value, spec["options"])
     elif "entries" in spec:
         for key, entry in value.items():
-            inner = f"{place[:-1]}.{key}`"
+            inner = inside(place, f".{key}")
             if isinstance(entry, Mapping):
                 yield from wrong_options(file, inner, entry, spec["entries"])
             else:
                 yield f"{file}: {inner} is `{entry}`. Write a dictionary with {', '.join(spec['entries'])}."
-    elif "elements" in spec:
-        for item in value:
-            yield from wrong_value(file, f"{place[:-1]}[]`", item, {"type": spec["elements"]})
+
+
+def inside(place: str, path: str) -> str:
+    """Name what lies below a place: "`fleet`" and ".id" give "`fleet.id`", "`x` of data2" keeps its host."""
+    name, _, rest = place.rpartition("`")
+    return f"{name}{path}`{rest}"
 
 
 def wrong_options(file: str, place: str, value: Mapping[str, Any], options: Mapping[str, Spec]) -> Iterator[str]:
@@ -309,7 +318,7 @@ def wrong_options(file: str, place: str, value: Mapping[str, Any], options: Mapp
     for key, meant in unknown.items():
         yield f"{file}: `{key}` in {place} is not a known key.{hint(meant)} Known: {', '.join(options)}."
     for key, spec in options.items():
-        inner = f"{place[:-1]}.{key}`"
+        inner = inside(place, f".{key}")
         if key in value:
             yield from wrong_value(file, inner, value[key], spec)
         elif spec.get("required") and key not in unknown.values():
@@ -356,8 +365,14 @@ def addresses_are_unique(inventory: Inventory) -> Iterator[str]:
 def local_machines_have_a_fleet(inventory: Inventory) -> Iterator[str]:
     """Local machines live in their fleet's subnet; elsewhere there is no fleet to speak of."""
     provider, fleet, file = inventory.first("machine_provider"), inventory.first("fleet"), inventory.file_of("fleet")
-    if provider == "none" and fleet is not None:
+    if provider == "none":
         environment = inventory.first("environment_name")
+        for host in (host for host, variables in inventory.hosts.items() if "volumes" in variables):
+            yield (
+                f"{inventory.file_of('volumes', host)}: `volumes` of {host} describes a disk of a local machine; "
+                f"{environment} has none (machine_provider: none). Remove it, and mount the disk on the host itself."
+            )
+    if provider == "none" and fleet is not None:
         yield f"{file}: `fleet` describes local machines; {environment} has none (machine_provider: none). Remove it."
     if provider != "nspawn":
         return
@@ -555,6 +570,17 @@ def receivers_are_usable(inventory: Inventory) -> Iterator[str]:
                 yield f"{place}: a receiver of type {kind} lacks `{key}`. Add it."
 
 
+# Escrow
+
+
+def escrow_has_recipients(inventory: Inventory) -> Iterator[str]:
+    """What opens everything else is held by two people at least; locally an empty list means that keys are drawn."""
+    recipients, place = inventory.first("escrow_recipients"), inventory.file_of("escrow_recipients")
+    drawn = inventory.first("machine_provider") == "nspawn" and not recipients
+    if is_of_type(recipients, "list") and not drawn:
+        yield from (f"{place}: `escrow_recipients` {wrong}" for wrong in wrong_recipients(list(map(str, recipients))))
+
+
 RULES = (
     groups_are_known,
     files_have_owners,
@@ -570,4 +596,5 @@ RULES = (
     memory_suffices,
     timers_fit,
     receivers_are_usable,
+    escrow_has_recipients,
 )

@@ -33,10 +33,21 @@ options:
       address: {type: str, description: An address in the fleet's subnet.}
       memory_mb: {type: int, default: 1024, description: Limit of the whole machine, in MiB.}
       cpus: {type: float, default: 1, description: Limit of the whole machine, in cores.}
+      volumes:
+        description: File systems of a size of their own.
+        type: list
+        elements: dict
+        default: []
+        options:
+          name: {type: str, required: true, description: Its name in the machine.}
+          path: {type: str, required: true, description: Where it is mounted.}
+          size_mb: {type: int, required: true, description: Its size in MiB; a machine that is off may get it larger.}
+          keep: {type: bool, default: false, description: It stays when the machine is removed.}
   state:
     description:
       - C(present) makes, boots and heals what is needed and waits until C(ops) can log in.
-      - C(absent) removes machines with their disks; with the last one the fleet's network goes too.
+      - C(absent) removes machines with their disks, without the volumes that are kept; with the last one the
+        fleet's network goes too.
       - C(stopped) powers off properly, C(killed) cuts link and power at once; both keep the disk.
       - C(partitioned) cuts the links of running machines, C(healed) restores them.
     choices: [present, absent, stopped, killed, partitioned, healed]
@@ -44,6 +55,10 @@ options:
     default: present
   peers_only:
     description: With C(partitioned), cut a machine from the other machines only; this computer still reaches it.
+    type: bool
+    default: false
+  delete_volumes:
+    description: With C(absent), remove the volumes that are kept as well.
     type: bool
     default: false
   state_dir:
@@ -84,6 +99,10 @@ actions:
   description: What was done, or would be in check mode, per machine; C(network) and C(image) may be among the keys.
   type: dict
   returned: success
+kept:
+  description: With C(absent), the names of the volumes that stay, per machine.
+  type: dict
+  returned: success
 network:
   description: The fleet's C(bridge), C(subnet) and C(gateway).
   type: dict
@@ -110,6 +129,17 @@ def main() -> None:
                     "address": {"type": "str"},
                     "memory_mb": {"type": "int", "default": 1024},
                     "cpus": {"type": "float", "default": 1},
+                    "volumes": {
+                        "type": "list",
+                        "elements": "dict",
+                        "default": [],
+                        "options": {
+                            "name": {"type": "str", "required": True},
+                            "path": {"type": "str", "required": True},
+                            "size_mb": {"type": "int", "required": True},
+                            "keep": {"type": "bool", "default": False},
+                        },
+                    },
                 },
             },
             "state": {
@@ -118,6 +148,7 @@ def main() -> None:
                 "choices": ["present", "absent", "stopped", "killed", "partitioned", "healed"],
             },
             "peers_only": {"type": "bool", "default": False},
+            "delete_volumes": {"type": "bool", "default": False},
             "state_dir": {"type": "path", "required": True},
             "image": {"type": "path"},
             "home": {"type": "path", "default": "/var/lib/arches", "fallback": (env_fallback, ["ARCHES_STATE"])},
@@ -136,13 +167,16 @@ def main() -> None:
     from ansible.module_utils.nspawn.image import Image
     from ansible.module_utils.nspawn.preflight import require_root, require_tools
     from ansible.module_utils.nspawn.registry import Registry
-    from ansible.module_utils.nspawn.spec import Wish
+    from ansible.module_utils.nspawn.spec import Volume, Wish
     from ansible.module_utils.nspawn.system import NspawnError
 
     os.umask(0o022)
     wanted = module.params
     home, state_dir = Path(wanted["home"]), Path(wanted["state_dir"]).absolute()
-    machines = None if wanted["machines"] is None else [Wish(**machine) for machine in wanted["machines"]]
+    machines = wanted["machines"] and [
+        Wish(**{**machine, "volumes": tuple(Volume(**volume) for volume in machine["volumes"])})
+        for machine in wanted["machines"]
+    ]
 
     def find_image() -> Image:
         return Image(Path(wanted["image"]).absolute(), Path(wanted["cache"]), home)
@@ -158,7 +192,7 @@ def main() -> None:
             find_image=find_image,
             check=module.check_mode,
         )
-        report = fleet.apply(wanted["state"], machines, wanted["peers_only"])
+        report = fleet.apply(wanted["state"], machines, wanted["peers_only"], wanted["delete_volumes"])
     except NspawnError as error:
         module.fail_json(msg=str(error))
     for warning in report.warnings:
@@ -169,6 +203,7 @@ def main() -> None:
         changed=bool(report.actions),
         actions=report.actions,
         machines=report.machines,
+        kept=report.kept,
         network={"bridge": network.bridge, "subnet": str(network.subnet), "gateway": str(network.gateway)},
         diff={"before": "", "after": "".join(lines)},
     )

@@ -1,45 +1,126 @@
 """Unpack a release beside the earlier ones and make it the current one. The target side of the action `release`.
 
 Layout: `<root>/releases/<version>/` (never changed once it is there) and `<root>/current`, a link that is swapped by
-rename. A release that was cut off half way is invisible: it gets its name only when it is whole and on the disk.
+rename. Nothing is unpacked before the archive is known to be signed by the fleet's key, made for this host, and to find
+room. A release that was cut off half way is invisible: it gets its name only when it is whole and on the disk.
 """
 
 from __future__ import annotations
 
+import compileall
+import datetime
+import errno
 import hashlib
 import json
 import os
+import platform
+import py_compile
 import shutil
+import subprocess
+import sys
 import tarfile
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
 PENDING = "/var/lib/arches/pending"
+# What a release leaves free on the disk, in bytes: the host goes on writing logs while it is unpacked.
+RESERVE = 200 * 1024 * 1024
 
 
 class ReleaseError(Exception):
-    """What is wrong with the release and what to do about it."""
+    """What is wrong with the release and what to do about it. Nothing has changed."""
 
 
-def unpack(archive: str, sha256: str, target: str) -> None:
-    """Unpack a verified archive; the directory appears under its name only when it is complete.
-
-    :raises ReleaseError: when the archive is not the one that was built.
-    """
+def require_sum(archive: str, sha256: str) -> None:
+    """The archive has arrived as it was sent. Raises ReleaseError."""
     with open(archive, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
-        raise ReleaseError(f"{target}: the archive's SHA-256 is {found}, not {sha256}. Run ansible/release.yml again.")
+        raise ReleaseError(f"the archive's SHA-256 is {found}, not {sha256}: build or fetch it again.")
+
+
+def require_signature(archive: str, signature: str, public_key: str) -> None:
+    """The archive is signed by the fleet's key. Raises ReleaseError."""
+    if not signature.strip():
+        raise ReleaseError("the archive is not signed: build it again, or fetch its .minisig as well.")
+    file = f"{archive}.minisig"
+    with open(file, "w", encoding="utf-8") as stream:
+        stream.write(signature)
+    command = ["minisign", "-V", "-P", public_key, "-x", file, "-m", archive]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ReleaseError("minisign, which checks signatures, is not installed on this host: run site.yml.") from None
+    finally:
+        os.unlink(file)
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise ReleaseError(f"the archive is not signed by release_public_key {public_key} (minisign: {said}).")
+
+
+def manifest_of(archive: str) -> dict[str, t.Any]:
+    """The manifest, which is an archive's first member. Raises ReleaseError."""
+    with tarfile.open(archive) as tar:
+        first = tar.next()
+        stream = tar.extractfile(first) if first is not None and first.name == "manifest.json" else None
+        if stream is None:
+            raise ReleaseError("the archive does not begin with a manifest: it is no release of this project.")
+        found: dict[str, t.Any] = json.load(stream)
+    return found
+
+
+def require_fit(manifest: dict[str, t.Any], name: str, version: str) -> None:
+    """The release is the one that was asked for, and made for a host like this one. Raises ReleaseError."""
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    expected = {"name": name, "version": version, "architecture": platform.machine(), "python": python}
+    for key, value in expected.items():
+        if manifest[key] != value:
+            raise ReleaseError(
+                f"the archive's {key} is {manifest[key]}, and this host needs {value}: build it for that."
+            )
+
+
+def require_room(folder: str, needed: int) -> None:
+    """There is room for so many bytes below a folder, which may not be there yet. Raises ReleaseError."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if free < needed + RESERVE:
+        short = (needed + RESERVE - free) // 1024**2 + 1
+        raise ReleaseError(
+            f"{folder} has {free // 1024**2} MiB left, and the release needs {needed // 1024**2} with "
+            f"{RESERVE // 1024**2} to spare: free {short} MiB."
+        )
+
+
+def unpack(archive: str, target: str) -> None:
+    """Unpack an archive that was checked; the directory appears under its name only when it is complete."""
     parent, name = os.path.split(target)
     partial = os.path.join(parent, f".{name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial, mode=0o755)
-    with tarfile.open(archive) as tar:
-        # Not the filter `data`: it refuses the link to the host's interpreter. The content is verified.
-        tar.extractall(partial, filter="tar")
-    os.sync()
-    os.rename(partial, target)
+    try:
+        with tarfile.open(archive) as tar:
+            # Not the filter `data`: it refuses the link to the host's interpreter. The content is verified.
+            tar.extractall(partial, filter="tar")
+        # The API's user cannot write here, and nobody changes a release: hence unchecked hashes. A module that does not
+        # compile says so when it is imported.
+        compileall.compile_dir(
+            partial,
+            quiet=2,
+            stripdir=partial,
+            prependdir=target,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
+        # Never served until it is made the current one: among the first to go.
+        os.utime(partial, (0, 0))
+        os.sync()
+        os.rename(partial, target)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def owe(marker: str, action: str) -> None:
@@ -49,11 +130,16 @@ def owe(marker: str, action: str) -> None:
         with open(marker, encoding="utf-8") as stream:
             actions = json.load(stream)
     os.makedirs(os.path.dirname(marker), exist_ok=True)
-    with open(f"{marker}.new", "w", encoding="utf-8") as stream:
-        json.dump(sorted({*actions, action}), stream)
+    write(marker, json.dumps(sorted({*actions, action})))
+
+
+def write(path: str, text: str) -> None:
+    """Put a file in place in one piece."""
+    with open(f"{path}.new", "w", encoding="utf-8") as stream:
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(f"{marker}.new", marker)
+    os.replace(f"{path}.new", path)
 
 
 def swap(link: str, target: str) -> None:
@@ -65,13 +151,44 @@ def swap(link: str, target: str) -> None:
     os.replace(fresh, link)
 
 
+def is_recorded(file: str, version: str, sha256: str) -> bool:
+    """Whether the host's record already names the release."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            known = json.load(stream)
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(known, dict) and known.get("version") == version and known.get("sha256") == sha256
+
+
+def record(file: str, target: str, sha256: str) -> None:
+    """Say on the host what it was given: version, sha256, commit (empty: a working tree), and when."""
+    with open(os.path.join(target, "manifest.json"), encoding="utf-8") as stream:
+        manifest = json.load(stream)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")  # noqa: UP017
+    known = {"version": manifest["version"], "sha256": sha256, "commit": manifest["commit"], "at": now}
+    write(file, json.dumps(known) + "\n")
+
+
 def stale(releases: str, used: set[str], keep: int) -> list[str]:
-    """Releases beyond the `keep` most recently used ones, oldest first; never one of `used`."""
+    """The releases to remove so that `keep` stay, those least recently current first; never one of `used`."""
     if not os.path.isdir(releases):
         return []
     found = [entry for entry in os.scandir(releases) if entry.is_dir() and not entry.name.startswith(".")]
-    found.sort(key=lambda entry: entry.stat().st_mtime)
-    return [entry.path for entry in found[: max(0, len(found) - keep)] if entry.name not in used]
+    old = sorted((entry for entry in found if entry.name not in used), key=lambda entry: entry.stat().st_mtime)
+    return [entry.path for entry in old[: max(0, len(found) - keep)]]
+
+
+def stage(params: dict[str, t.Any], target: str) -> None:
+    """Unpack the archive once everything that can be checked has been. Raises ReleaseError."""
+    archive, parent = params["archive"], os.path.dirname(target)
+    require_sum(archive, params["sha256"])
+    if params["public_key"] is not None:
+        require_signature(archive, params["signature"], params["public_key"])
+        manifest = manifest_of(archive)
+        require_fit(manifest, params["name"], params["version"])
+        require_room(parent, manifest["space"])
+    unpack(archive, target)
 
 
 def apply(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
@@ -86,23 +203,33 @@ def apply(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
     before = os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
     unpacked = os.path.isdir(target)
     moves = params["activate"] and before != params["version"]
-    result = {"changed": not unpacked or moves, "previous": before, "path": target, "wanted": False}
+    recorded = not params["record"] or is_recorded(params["record"], params["version"], params["sha256"])
+    names = params["activate"] and not recorded
+    result = {
+        "changed": not unpacked or moves or names,
+        "previous": before,
+        "path": target,
+        "recorded": recorded,
+        "wanted": False,
+    }
     if moves:
         result["diff"] = {"before": f"current: {before}\n", "after": f"current: {params['version']}\n"}
     if check:
         return result
     if not unpacked:
         if params["archive"] is None:
+            require_room(releases, params["size"] + params["space"])
             return {**result, "wanted": True}
-        unpack(params["archive"], params["sha256"], target)
-        os.utime(target)
+        stage(params, target)
     if moves:
         owe(os.path.join(PENDING, params["owner"]), "restart")
         os.utime(target)
         swap(link, os.path.join("releases", params["version"]))
-    if result["changed"]:
-        for path in stale(releases, {before, params["version"]}, params["keep"]):
-            shutil.rmtree(path)
+    if names:
+        record(params["record"], target, params["sha256"])
+    for path in stale(releases, {before, params["version"]}, params["keep"]) if params["keep"] else []:
+        shutil.rmtree(path)
+        result["changed"] = True
     return result
 
 
@@ -112,20 +239,30 @@ def main() -> None:
         argument_spec={
             "owner": {"type": "str", "required": True},
             "root": {"type": "path", "required": True},
+            "name": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},
             "sha256": {"type": "str", "required": True},
+            "size": {"type": "int", "default": 0},
+            "space": {"type": "int", "default": 0},
             "archive": {"type": "path"},
+            "signature": {"type": "str", "default": ""},
+            "public_key": {"type": "str", "no_log": False},
             "activate": {"type": "bool", "default": True},
-            "keep": {"type": "int", "default": 5},
+            "record": {"type": "path"},
+            "keep": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
+    # What serves here goes first.
+    os.nice(10)
     try:
         module.exit_json(**apply(module.params, module.check_mode))
     except (ReleaseError, tarfile.TarError) as error:
-        module.fail_json(msg=str(error))
+        release = f"{module.params['name']} {module.params['version']}"
+        module.fail_json(msg=f"{release} was not unpacked, and nothing was changed: {error}")
     except OSError as error:
-        module.fail_json(msg=f"{error.filename}: {error.strerror}. Nothing was switched; put that right and run again.")
+        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        module.fail_json(msg=f"{error.filename}: {what}. Nothing was switched; put that right and run again.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedder's release, unpacked as on a host."""
-    cache = REPOSITORY / "inventories/local/.state/releases"
-    command = [sys.executable, str(REPOSITORY / "ansible/bin/embedder.py"), f"--cache={cache}"]
-    built = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = ["ansible-playbook", "-i", "inventories/local", "ansible/embedder.yml"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    releases = REPOSITORY / "inventories/local/.state/releases"
     target = tmp_path_factory.mktemp("release")
-    with tarfile.open(cache / built["archive"]) as archive:
+    with tarfile.open(releases / json.loads((releases / "embedder.json").read_text())["archive"]) as archive:
         archive.extractall(target, filter="tar")
     return target
 

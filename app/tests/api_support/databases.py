@@ -1,6 +1,9 @@
 """Test databases on a real server: one migrated template, cloned for each test module."""
 
+import asyncio
 import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
@@ -135,3 +138,54 @@ async def clone(stack: Stack, template: str) -> str:
         f'CREATE DATABASE "{stack.name}" TEMPLATE "{template}" OWNER {OWNER}',
     )
     return stack.admin_url_of(stack.name)
+
+
+async def count_backends(admin_url: str, condition: str) -> int:
+    """How many of the API's connections to the database are as the condition on pg_stat_activity says."""
+    connection = await asyncpg.connect(admin_url)
+    count: int = await connection.fetchval(
+        f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app' AND {condition}"
+    )
+    await connection.close()
+    return count
+
+
+@asynccontextmanager
+async def artifacts_locked(admin_url: str) -> AsyncGenerator[None]:
+    """Whoever touches the table waits."""
+    connection = await asyncpg.connect(admin_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE artifacts IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
+def waiting(admin_url: str) -> int:
+    """How many statements wait for a lock."""
+    return asyncio.run(count_backends(admin_url, "wait_event_type = 'Lock' AND state = 'active'"))
+
+
+SLOW_COMMIT = "slow commit"
+
+
+async def make_commits_slow(admin_url: str) -> None:
+    """From now on the COMMIT of an artifact named SLOW_COMMIT takes two seconds."""
+    await execute(
+        admin_url,
+        """
+        CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$
+        """,
+        "DROP TRIGGER IF EXISTS slow ON artifacts",
+        f"""
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON artifacts DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.name = '{SLOW_COMMIT}') EXECUTE FUNCTION slow()
+        """,
+    )
+
+
+def committing(admin_url: str) -> int:
+    """How many such COMMITs run."""
+    return asyncio.run(count_backends(admin_url, "wait_event = 'PgSleep'"))

@@ -3,14 +3,22 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import asyncpg
 import httpx
 import pytest
-from api_support.databases import Stack, execute
+from api_support.databases import (
+    SLOW_COMMIT,
+    Stack,
+    artifacts_locked,
+    committing,
+    count_backends,
+    execute,
+    make_commits_slow,
+    waiting,
+)
 from api_support.forwarder import Mode, Paths
 from api_support.server import Person, Server, assert_problem, serving
 
@@ -66,18 +74,6 @@ async def test_server_connections_that_postgres_closed_are_replaced(stack: Stack
     assert person.names() == ["after", "before"]
 
 
-@asynccontextmanager
-async def artifacts_locked(admin_url: str) -> AsyncGenerator[None]:
-    """Whoever touches the table waits."""
-    connection = await asyncpg.connect(admin_url)
-    try:
-        async with connection.transaction():
-            await connection.execute("LOCK TABLE artifacts IN ACCESS EXCLUSIVE MODE")
-            yield
-    finally:
-        await connection.close()
-
-
 async def test_a_connection_lost_inside_a_transaction_leaves_nothing(
     paths: Paths, person: Person, admin_url: str
 ) -> None:
@@ -85,23 +81,10 @@ async def test_a_connection_lost_inside_a_transaction_leaves_nothing(
         posting = asyncio.create_task(
             asyncio.to_thread(person.http.post, "/v1/artifacts", json={"name": "lost", "text": "text"})
         )
-        await asyncio.to_thread(wait_for, "the INSERT waits", lambda: _waiting(admin_url), 10)
+        await asyncio.to_thread(wait_for, "the INSERT waits", lambda: waiting(admin_url), 10)
         paths.database.cut()
         assert_problem(await posting, 503)
     assert person.names() == []
-
-
-def _waiting(admin_url: str, states: str = "'active'") -> int:
-    return asyncio.run(_count(admin_url, f"wait_event_type = 'Lock' AND state IN ({states})"))
-
-
-async def _count(admin_url: str, condition: str) -> int:
-    connection = await asyncpg.connect(admin_url)
-    count: int = await connection.fetchval(
-        f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app' AND {condition}"
-    )
-    await connection.close()
-    return count
 
 
 async def test_a_client_that_hangs_up_leaves_no_transaction_behind(
@@ -113,33 +96,20 @@ async def test_a_client_that_hangs_up_leaves_no_transaction_behind(
             for _ in range(3):
                 with pytest.raises(httpx.ReadTimeout):
                     await http.post("/v1/artifacts", json={"name": "gone", "text": "text"})
-        await asyncio.to_thread(wait_for, "the INSERTs are cancelled", lambda: not _waiting(admin_url), 10)
-    assert await _count(admin_url, "state LIKE 'idle in transaction%'") == 0
+        await asyncio.to_thread(wait_for, "the INSERTs are cancelled", lambda: not waiting(admin_url), 10)
+    assert await count_backends(admin_url, "state LIKE 'idle in transaction%'") == 0
     assert person.names() == []
     wait_for("the log says that they left", lambda: server.output().count('"status":499') >= 3, 10)
 
 
 def test_a_lost_commit_is_not_called_harmless(paths: Paths, stack: Stack, admin_url: str) -> None:
     """The commit waits (a deferred trigger sleeps in it) when the connection breaks: nobody can know, so 504."""
-    asyncio.run(
-        execute(
-            admin_url,
-            """
-            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$
-            """,
-            """
-            CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON artifacts DEFERRABLE INITIALLY DEFERRED
-            FOR EACH ROW WHEN (NEW.name = 'slow commit') EXECUTE FUNCTION slow()
-            """,
-        )
-    )
+    asyncio.run(make_commits_slow(admin_url))
     with serving(**paths.environment) as server:
         person = Person(server.url, "commit@example.org")
         with ThreadPoolExecutor(1) as threads:
-            posting = threads.submit(person.http.post, "/v1/artifacts", json={"name": "slow commit", "text": "text"})
-            wait_for(
-                "the COMMIT runs", lambda: asyncio.run(_count(admin_url, "wait_event = 'PgSleep'")), 10, interval_s=0.05
-            )
+            posting = threads.submit(person.http.post, "/v1/artifacts", json={"name": SLOW_COMMIT, "text": "text"})
+            wait_for("the COMMIT runs", lambda: committing(admin_url), 10, interval_s=0.05)
             paths.database.cut()
             problem = assert_problem(posting.result(), 504)
     assert problem["type"] == "urn:arches:problem:outcome-unknown"

@@ -36,6 +36,15 @@ def test_any_artifact(person: Person, content: bytes) -> None:
     check(person.http.post("/v1/artifacts", content=content, headers={"Content-Type": "application/json"}))
 
 
+@given(
+    key=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=300) | st.sampled_from(["same", '"same"']),
+    text=st.sampled_from(["text", "other text"]),
+)
+@LENIENT
+def test_any_idempotency_key(person: Person, key: str, text: str) -> None:
+    check(person.http.post("/v1/artifacts", json={"name": "any", "text": text}, headers={"Idempotency-Key": key}))
+
+
 @given(q=st.text(max_size=200), limit=st.integers() | st.text(max_size=5), after=st.text(max_size=30) | st.none())
 @LENIENT
 def test_any_query(person: Person, q: str, limit: int | str, after: str | None) -> None:

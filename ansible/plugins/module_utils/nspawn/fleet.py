@@ -4,14 +4,14 @@ import ipaddress
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .image import Image
 from .keys import Keys
 from .machine import Machine, Record
 from .network import Network, dropping_chains
-from .preflight import require_space
+from .preflight import require_loop_devices, require_space
 from .processes import Processes, scan
 from .registry import Entry, Registry
 from .spec import Spec, Wish, assign, full_name, tag_of
@@ -24,10 +24,14 @@ _STOP_SECONDS = 20
 
 @dataclass
 class Report:
-    """What was done, or in check mode would be done; `machines` has address and boot seconds."""
+    """What was done, or in check mode would be done.
+
+    `machines` has address and boot seconds; `kept` has the volumes that removed machines left.
+    """
 
     actions: dict[str, str] = field(default_factory=dict)
     machines: dict[str, dict[str, str | float]] = field(default_factory=dict)
+    kept: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def did(self, what: str, action: str) -> None:
@@ -62,10 +66,14 @@ class Fleet:
         self.check = check
         self.report = Report()
         self.folder = registry.folder(fleet_id)
+        self.kept = registry.kept(fleet_id)
 
     def machine(self, name: str) -> Machine:
         """Return the machine called `name`, which need not exist; raises NspawnError for an impossible name."""
-        return Machine(self.folder / "machines" / name, full_name(self.entry.tag, name), self.network)
+        return self._machine(name, full_name(self.entry.tag, name))
+
+    def _machine(self, name: str, full: str) -> Machine:
+        return Machine(self.folder / "machines" / name, full, self.network, self.kept / name)
 
     def machines(self) -> list[Machine]:
         """Return every machine that has a folder, whole or half made."""
@@ -75,19 +83,26 @@ class Fleet:
         """Return what is remembered about the fleet's machines."""
         return [record for machine in self.machines() if (record := machine.record())]
 
-    def apply(self, state: str, wishes: list[Wish] | None, peers_only: bool = False) -> Report:
-        """Bring machines into `state`: those of `wishes`, or all that exist; the others stay as they are."""
+    def apply(
+        self, state: str, wishes: list[Wish] | None, peers_only: bool = False, delete_volumes: bool = False
+    ) -> Report:
+        """Bring machines into `state`: those of `wishes`, or all that exist; the others stay as they are.
+
+        `delete_volumes`: machines that become absent take the volumes with them that would be kept.
+        """
         if self.check:
-            self._apply(state, wishes, peers_only)
+            self._apply(state, wishes, peers_only, delete_volumes)
         else:
             with self.registry.busy(self.entry.id):
-                self._apply(state, wishes, peers_only)
+                self._apply(state, wishes, peers_only, delete_volumes)
         return self.report
 
-    def _apply(self, state: str, wishes: list[Wish] | None, peers_only: bool) -> None:
+    def _apply(self, state: str, wishes: list[Wish] | None, peers_only: bool, delete_volumes: bool) -> None:
         records, everything = self.records(), wishes is None
         if wishes is None:
-            wishes = [Wish(record.name, record.address, record.memory_mb, record.cpus) for record in records]
+            wishes = [
+                Wish(record.name, record.address, record.memory_mb, record.cpus, record.volumes) for record in records
+            ]
         held = {record.name: record.address for record in records}
         specs = assign(wishes, held, self.network.subnet)
         targets = {name: self.machine(name) for name in specs}
@@ -99,7 +114,11 @@ class Fleet:
         if state == "present":
             self._present(specs, targets, running)
         elif state == "absent":
-            self._absent({machine.name: machine for machine in self.machines()} if everything else targets)
+            if everything:
+                half_made = {machine.name for machine in self.machines()}
+                with_kept = {path.name for path in self.kept.glob("*")}
+                targets = {name: self.machine(name) for name in half_made | with_kept}
+            self._absent(targets, specs, delete_volumes)
         elif state in ("stopped", "killed"):
             self._end({name: targets[name] for name in running}, state)
         else:
@@ -130,7 +149,7 @@ class Fleet:
             orphans.add(name)
             self.report.did(name, "ended an orphan")
             if not self.check:
-                (known.get(name) or Machine(self.folder / "machines" / name, name, self.network)).kill()
+                (known.get(name) or self._machine(name, name)).kill()
         return orphans
 
     def _present(self, specs: dict[str, Spec], targets: dict[str, Machine], running: list[str]) -> None:
@@ -139,6 +158,7 @@ class Fleet:
         new = [name for name, record in records.items() if record is None]
         down = [name for name in targets if name not in running]
         self._refuse_moves(specs, [record for name, record in records.items() if record and name in running])
+        self._require_volumes(targets, specs, {name: record for name in running if (record := records[name])})
         image = self._image_for(len(new))
         if not self.network.exists():
             self.report.did("network", "made")
@@ -151,6 +171,8 @@ class Fleet:
                 self.report.did(name, "booted")
             elif machine.link in cuts:
                 self.report.did(name, "healed")
+            for words in machine.volumes.changes(specs[name].volumes):
+                self.report.did(name, words)
         if not self.check:
             self.registry.register(self.entry)
             self.network.up()
@@ -191,6 +213,18 @@ class Fleet:
                     f"Stop it first: `-e state=stopped --limit {record.name}`."
                 )
 
+    def _require_volumes(self, targets: dict[str, Machine], specs: dict[str, Spec], running: dict[str, Record]) -> None:
+        """Raise NspawnError, before anything is done, for volumes that cannot be had."""
+        megabytes = 0
+        for name, machine in targets.items():
+            wanted = specs[name].volumes
+            machine.volumes.refuse(wanted, running[name].volumes if name in running else None)
+            megabytes += machine.volumes.missing_mb(wanted)
+        if megabytes:
+            require_space(self.registry.home, megabytes, "volumes", "ARCHES_STATE")
+        if any(specs[name].volumes for name in targets if name not in running):
+            require_loop_devices()
+
     def _prepare(self, machines: dict[str, Machine], specs: dict[str, Spec], image: Path) -> None:
         self.keys.ensure()
         public_key, resolv_conf = self.keys.public(), _resolv_conf()
@@ -209,7 +243,10 @@ class Fleet:
                 self.report.did(name, "resized")
                 if not self.check:
                     self.machine(name).limit(spec)
-                    self.machine(name).remember(replace(record, **asdict(spec)))
+            changed = replace(record, **vars(spec))
+            if changed != record and not self.check:
+                self.machine(name).volumes.settle(spec.volumes)
+                self.machine(name).remember(changed)
 
     def _boot(self, machines: dict[str, Machine], specs: dict[str, Spec], down: list[str]) -> None:
         def up(name: str) -> float:
@@ -221,16 +258,27 @@ class Fleet:
         for name, seconds in _each(up, machines).items():
             self.report.machines.setdefault(name, {})["boot_seconds"] = round(seconds, 2)
 
-    def _absent(self, targets: dict[str, Machine]) -> None:
+    def _absent(self, targets: dict[str, Machine], specs: dict[str, Spec], delete_volumes: bool) -> None:
         there = {name: machine for name, machine in targets.items() if machine.directory.exists()}
         for name in there:
             self.report.did(name, "removed")
         last = all(machine.name in there for machine in self.machines())
         if last and (self.network.leftovers() or self.folder.exists()):
             self.report.did("network", "removed")
+        wanted = {name: specs[name].volumes if name in specs else () for name in targets}
+        kept = {name: names for name in targets if (names := targets[name].volumes.kept_names(wanted[name]))}
+        if delete_volumes:
+            for name, names in kept.items():
+                self.report.did(name, f"deleted the volumes {', '.join(names)}")
+        else:
+            self.report.kept = kept
         if self.check:
             return
+        for name, machine in there.items():
+            machine.volumes.settle(wanted[name])
         _each(lambda name: there[name].destroy(), there)
+        for name in kept if delete_volumes else ():
+            targets[name].volumes.delete_kept()
         self.keys.write_known_hosts(self.records())
         if last:
             self.network.down()

@@ -16,13 +16,14 @@ from . import keeper
 from .cgroup import Groups, groups_for
 from .network import Network, link_name, remove_link, silence
 from .processes import Processes, scan_shared
-from .spec import Spec
+from .spec import Spec, Volume
 from .system import NspawnError, run, wait_until, write_file
+from .volumes import Volumes
 
 _CONSOLE_BYTES = 4 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record(Spec):
     """What is remembered about a machine: its spec, the image tree below its disk, its public host key."""
 
@@ -31,9 +32,12 @@ class Record(Spec):
 
 
 class Machine:
-    """A machine in `directory`, called `full_name` on this computer and by its directory's name by itself."""
+    """A machine in `directory`, called `full_name` on this computer and by its directory's name by itself.
 
-    def __init__(self, directory: Path, full_name: str, network: Network) -> None:
+    Volumes that outlive it lie in the folder `kept`.
+    """
+
+    def __init__(self, directory: Path, full_name: str, network: Network, kept: Path) -> None:
         self.directory = directory
         self.name = directory.name
         self.full_name = full_name
@@ -41,13 +45,15 @@ class Machine:
         self.link = link_name(full_name)
         self.root = directory / "root"
         self.console = directory / "console.log"
+        self.volumes = Volumes(directory, kept)
 
     def record(self) -> Record | None:
         """Return what is remembered about the machine; None when it was never made."""
         try:
-            return Record(**json.loads((self.directory / "machine.json").read_text()))
+            fields = json.loads((self.directory / "machine.json").read_text())
         except FileNotFoundError:
             return None
+        return Record(**{**fields, "volumes": tuple(Volume(**volume) for volume in fields.get("volumes", ()))})
 
     def remember(self, record: Record) -> None:
         """Write the machine's record."""
@@ -68,14 +74,15 @@ class Machine:
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         if not (self.directory / "made").exists():
             (self.directory / "made").touch()  # its date is the age of what is on the disk
-        made = self.record() or Record(**asdict(spec), image=str(image))
+        made = self.record() or Record(**vars(spec), image=str(image))
+        self.volumes.make(spec.volumes)
         self._mount(Path(made.image))
         self._write_identity(spec, public_key, resolv_conf)
         host_key = self.root / "etc/ssh/ssh_host_ed25519_key"
         if not host_key.exists():
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", spec.name, "-f", host_key)
         public_host_key = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
-        self.remember(replace(made, **asdict(spec), host_key=public_host_key))
+        self.remember(replace(made, **vars(spec), host_key=public_host_key))
 
     def _write_identity(self, spec: Spec, public_key: str, resolv_conf: str) -> None:
         etc = self.root / "etc"
@@ -123,7 +130,8 @@ class Machine:
             self.console.unlink()
         groups = self._groups()
         groups.limit(spec.memory_mb, spec.cpus)
-        process = keeper.start(self.full_name, groups, self.root, self.network.bridge, self.console)
+        mounts = self.volumes.mounts(spec.volumes)
+        process = keeper.start(self.full_name, groups, self.root, self.network.bridge, self.console, mounts)
         self.wait_for_login(spec.address, seconds, ended=lambda: process.poll() is not None)
         return time.monotonic() - start
 
@@ -185,6 +193,7 @@ class Machine:
         self._groups().remove()
         for part in ("propagate", "unix-export"):
             shutil.rmtree(f"/run/systemd/nspawn/{part}/{self.full_name}", ignore_errors=True)
+        self.volumes.release()
 
     def destroy(self) -> None:
         """Remove the machine with its disk."""

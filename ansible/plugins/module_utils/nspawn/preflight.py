@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .system import NspawnError
+from .system import NspawnError, run
 
 # command -> Debian package that brings it
 TOOLS = {
@@ -14,6 +14,8 @@ TOOLS = {
     "ip": "iproute2",
     "ssh-keygen": "openssh-client",
     "mount": "mount",
+    "losetup": "mount",
+    "mkfs.ext4": "e2fsprogs",
 }
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -34,6 +36,16 @@ def require_tools() -> None:
     if missing:
         raise NspawnError(
             f"Local machines need packages that are not here: apt-get install {' '.join(sorted(missing))}"
+        )
+
+
+def require_loop_devices() -> None:
+    """Raise NspawnError when this computer has no loop device for a volume."""
+    done = run("losetup", "--find", check=False)
+    if done.returncode:
+        raise NspawnError(
+            f"Volumes need a loop device and none is free here ({done.stderr.strip()}): run `modprobe loop`, detach "
+            "what is not needed (`losetup --list`), or give a container /dev/loop-control and /dev/loop*."
         )
 
 

@@ -33,6 +33,10 @@ class Registry:
         """Return where the fleet keeps its machines."""
         return self.home / "fleets" / fleet_id
 
+    def kept(self, fleet_id: str) -> Path:
+        """Return where volumes lie that outlive the fleet's machines, in a folder per machine."""
+        return self.home / "volumes" / fleet_id
+
     def entry(self, fleet_id: str) -> Entry | None:
         """Return what is known about a fleet."""
         try:

@@ -10,7 +10,9 @@ from quart import Blueprint, Response
 from quart_schema import operation_id, tag_blueprint
 
 from ..lib.access import authenticated
+from ..lib.database import Connection
 from ..lib.http import Input, Line, Output, Text, answers, body, query, reply
+from ..lib.idempotency import Once, idempotent
 from ..lib.problems import Problem, not_found
 from ..lib.services import services
 from ..lib.tokens import Principal
@@ -90,13 +92,15 @@ class Hits(Output):
 
 @blueprint.post("")
 @operation_id("create_artifact")
-@answers(Artifact, 201, 400, 401, 413, 415, 422, 429, 503, 504)
+@answers(Artifact, 201, 400, 401, 409, 413, 415, 422, 429, 503, 504)
 @authenticated
+@idempotent
 @body(NewArtifact)
-async def create(principal: Principal, body: NewArtifact) -> Response:
+async def create(principal: Principal, once: Once, body: NewArtifact) -> Response:
     """Store a text."""
     embedding = await services().embedding_task.now(body.name, body.text)
-    async with services().database.transaction() as connection:
+
+    async def store(connection: Connection) -> Response:
         stored = await artifacts.create(
             connection,
             organization_id=principal.organization_id,
@@ -105,7 +109,9 @@ async def create(principal: Principal, body: NewArtifact) -> Response:
             text=body.text,
             embedding=embedding,
         )
-    return reply(_artifact(stored), 201, {"Location": f"/v1/artifacts/{stored.id}"})
+        return reply(_artifact(stored), 201, {"Location": f"/v1/artifacts/{stored.id}"})
+
+    return await once(str(principal.user_id), body, store)
 
 
 @blueprint.get("")

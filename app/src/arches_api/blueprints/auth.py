@@ -9,7 +9,9 @@ from quart import Blueprint, Response
 from quart_schema import operation_id, tag_blueprint
 
 from ..lib.access import authenticated, caller_group, limited_by_address
+from ..lib.database import Connection
 from ..lib.http import Input, Line, Output, Text, answers, body, reply
+from ..lib.idempotency import Once, idempotent
 from ..lib.passwords import COMMON
 from ..lib.problems import Problem
 from ..lib.services import services
@@ -79,18 +81,23 @@ class Tokens(Output):
 
 @blueprint.post("/auth/register")
 @operation_id("register")
-@answers(Account, 201, 400, 409, 413, 415, 422, 429, 503)
+@answers(Account, 201, 400, 409, 413, 415, 422, 429, 503, 504)
 @limited_by_address
+@idempotent
 @body(Registration)
-async def register(body: Registration) -> Response:
+async def register(once: Once, body: Registration) -> Response:
     """Open an account."""
     password_hash = await services().passwords.hash(body.password)
+
+    async def create(connection: Connection) -> Response:
+        user = await users.create(connection, email=body.email, name=body.name, password_hash=password_hash)
+        return reply(_account(user), 201)
+
     try:
-        async with services().database.transaction() as connection:
-            user = await users.create(connection, email=body.email, name=body.name, password_hash=password_hash)
+        # Nobody is logged in: the key belongs to the address that registers, wherever the second try comes from.
+        return await once(body.email, body, create)
     except users.EmailTaken:
         raise Problem(409, "email-taken", "E-mail taken", "There is an account with this address: log in.") from None
-    return reply(_account(user), 201)
 
 
 @blueprint.post("/auth/login")

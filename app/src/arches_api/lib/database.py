@@ -188,5 +188,6 @@ def problem_of(error: DatabaseAway | OutcomeUnknown) -> Problem:
         504,
         "outcome-unknown",
         "Outcome unknown",
-        "The database went away while the change was being stored. Look whether it is there before repeating it.",
+        "The database went away while the change was being stored. Look whether it is there before repeating it; "
+        "with an Idempotency-Key just repeat it.",
     )

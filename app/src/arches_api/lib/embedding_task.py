@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 
-from ..models import artifacts, sessions
+from ..models import artifacts, idempotency, sessions
 from ..models.artifacts import Embedding, Job
 from .database import Database, DatabaseAway, OutcomeUnknown
 from .embeddings import Embeddings, EmbeddingsAway, EmbeddingsRefused, as_sql
@@ -23,6 +23,7 @@ LEASE = 60.0
 REFUSED_DELAY = 86400.0
 SLOWEST = 6  # times the retry setting: the longest pause while the provider is away
 CLEANUP_EVERY = 600.0
+CLEANUP_BATCH = 1000
 
 log = structlog.get_logger()
 
@@ -136,5 +137,8 @@ class EmbeddingTask:
         if time.monotonic() - self._cleaned < CLEANUP_EVERY:
             return
         self._cleaned = time.monotonic()
-        async with self._database.transaction() as connection:
-            await sessions.delete_expired(connection, 1000)
+        for delete_expired in (sessions.delete_expired, idempotency.delete_expired):
+            deleted = CLEANUP_BATCH
+            while deleted == CLEANUP_BATCH:
+                async with self._database.transaction() as connection:
+                    deleted = await delete_expired(connection, CLEANUP_BATCH)

@@ -8,6 +8,7 @@ from werkzeug.routing.converters import BaseConverter, UUIDConverter
 from werkzeug.routing.rules import Rule
 
 from .http import ProblemBody
+from .idempotency import HEADER, REPLAYED
 
 EXTENSION = "arches-openapi"
 MEANINGS = {
@@ -21,6 +22,17 @@ MEANINGS = {
     429: "Too many requests; Retry-After says when to come back",
     503: "Temporarily unavailable; nothing was changed, repeat the request",
     504: "It is unknown whether the change was stored; look before repeating",
+}
+# What else they mean where an Idempotency-Key is taken.
+WITH_KEY = {
+    400: f"; or the {HEADER} is no key",
+    409: f"; or the request with the same {HEADER} is not over",
+    422: f"; or the {HEADER} came with another content before",
+    504: f", or repeat it with the same {HEADER}",
+}
+REPLAYED_HEADER = {
+    "description": f"`true` when this is the answer that a request with the same {HEADER} got before",
+    "schema": {"type": "string", "enum": ["true"]},
 }
 
 
@@ -63,9 +75,14 @@ class _Provider(OpenAPIProvider):
             for method, operation in operations.items():
                 if method == "delete":
                     operation["responses"][204] = {"description": "Deleted"}
+                keyed = HEADER in [parameter["name"] for parameter in operation["parameters"]]
+                for status, response in operation["responses"].items():
+                    response["description"] = MEANINGS.get(status) or response["description"]
+                    if keyed:
+                        response["description"] += WITH_KEY.get(status, "")
+                        response |= {} if status >= 400 else {"headers": {REPLAYED: REPLAYED_HEADER}}
                 operation["responses"] = {
-                    str(status): {**response, "description": MEANINGS.get(status) or response["description"]}
-                    for status, response in sorted(operation["responses"].items())
+                    str(status): operation["responses"][status] for status in sorted(operation["responses"])
                 }
         return paths, definitions
 

@@ -7,6 +7,7 @@
 A copy is never left: what a killed attempt could not remove, the next one removes first.
 """
 
+import os
 import shutil
 import signal
 import sys
@@ -19,8 +20,11 @@ from arches_prover.checks import all_checks
 from arches_prover.errors import NotProven
 from arches_prover.report import Report
 from arches_prover.scratch import Copy, configure, drop, room
-from arches_prover.settings import SCRATCH, Settings
+from arches_prover.settings import MIB, SCRATCH, Settings
 from arches_prover.store import fetch_wal, newest_backup, patiently, restore
+
+# Less than a segment of WAL.
+FULL_BYTES = 16 * MIB
 
 
 def attempt(settings: Settings, report: Report) -> None:
@@ -47,6 +51,11 @@ def attempt(settings: Settings, report: Report) -> None:
         with Copy() as copy:
             timed("replay", copy.wait_until_promoted)
             timed("checks", check)
+    except (NotProven, OSError) as error:
+        # Nobody says so by itself: a program that wrote half of what it wanted knows no reason.
+        if shutil.disk_usage(SCRATCH).free < FULL_BYTES:
+            raise NotProven(f"{SCRATCH} is full: {error}") from error
+        raise
     finally:
         drop()
     if failed := [f"{check.name}: {check.why}" for check in report.checks if not check.passed]:
@@ -81,14 +90,20 @@ def prove() -> int:
     return 0 if report.proven else 1
 
 
+def publish() -> int:
+    """Metrics of the last report; an attempt that systemd saw fail has failed, whatever its report could still say."""
+    ended_well = os.environ.get("SERVICE_RESULT", "success") == "success"
+    reports.replace(reports.METRICS, reports.metrics(reports.read(), ended_well, Settings.read().interval_s))
+    return 0
+
+
 def main(words: Sequence[str]) -> int:
     """The three verbs."""
     match words:
         case ["prove"]:
             return prove()
         case ["publish"]:
-            reports.replace(reports.METRICS, reports.metrics(reports.read(), Settings.read().interval_s))
-            return 0
+            return publish()
         case ["wal", newest, name, path]:
             return fetch_wal(Settings.read(), newest, name, path)
     print(__doc__, file=sys.stderr)

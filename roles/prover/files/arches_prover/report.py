@@ -52,12 +52,12 @@ def replace(file: Path, text: str) -> None:
     new.rename(file)
 
 
-def metrics(report: Mapping[str, Any], interval_s: int) -> str:
+def metrics(report: Mapping[str, Any], ended_well: bool, interval_s: int) -> str:
     """A report for Prometheus. What was never measured is left out."""
     proven = report["last_proven"] or {}
     measured = {
         "arches_restore_last_attempt_timestamp_seconds": report["started"],
-        "arches_restore_last_attempt_success": int(report["proven"]),
+        "arches_restore_last_attempt_success": int(report["proven"] and ended_well),
         "arches_restore_last_proven_timestamp_seconds": proven.get("at"),
         "arches_restore_duration_seconds": proven.get("duration_s"),
         "arches_restore_rpo_seconds": proven.get("rpo_s") if report["rpo_s"] is None else report["rpo_s"],

@@ -99,7 +99,7 @@ class Copy:
 
 def last_errors(log: str) -> str:
     """The errors at the end of a server's log, in a line; the first of them is mostly the reason."""
-    errors = re.findall(r"(?:ERROR|FATAL|PANIC):\s*(.*)", log)
+    errors = re.findall(r"(?:ERROR|FATAL|PANIC):\s*+(?!the database system is starting up)(.*)", log)
     return "; ".join(errors[-3:])[:600] or "it said nothing"
 
 

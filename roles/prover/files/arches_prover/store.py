@@ -48,10 +48,13 @@ def pgbackrest(settings: Settings, *words: str) -> subprocess.CompletedProcess[s
 
 
 def short(text: str) -> str:
-    """The line of a program's words that says what is wrong, without headers of HTTP and hints."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"Error\b|ERROR|FATAL|PANIC", line)] or lines or ["no words"]
-    return telling[0][:300].rstrip(":")
+    """What a program's words say is wrong, without headers of HTTP and hints: a line, and what its colon announces."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no words"]
+    first = next((n for n, line in enumerate(lines) if re.search(r"Error\b|ERROR|FATAL|PANIC", line)), 0)
+    last = first
+    while lines[last].endswith(":") and last + 1 < len(lines):
+        last += 1
+    return " ".join(lines[first : last + 1])[:400]
 
 
 def fault(text: str) -> NotProven:
@@ -97,7 +100,8 @@ def parse_info(text: str) -> Backup:
     :raises StoreAway: when it says so.
     :raises NotProven: when there is no backup, or the store cannot be read.
     """
-    stanza = json.loads(text)[0]
+    # Not strict: it quotes what it could not decrypt.
+    stanza = json.loads(text, strict=False)[0]
     # 0 is well, 1 to 3 are ways to have no backup; what is 99 is said of the repository.
     if stanza["status"]["code"] == 99:
         raise fault("\n".join(repository["status"]["message"] for repository in stanza["repo"]))

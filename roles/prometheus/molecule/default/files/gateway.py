@@ -15,7 +15,7 @@ class Gateway(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.end_headers()
         if found:
-            self.wfile.write(b"toy_height 3\n")
+            self.wfile.write(b"toy_height 3\ntoy_noise_total 1\n")
 
 
 server = http.server.ThreadingHTTPServer((sys.argv[1], 9998), Gateway)

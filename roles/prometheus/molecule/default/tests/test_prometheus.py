@@ -35,6 +35,11 @@ def test_it_scrapes_through_the_gateway_with_the_hosts_certificate(host: Host) -
     assert series["metric"] == {"__name__": "toy_height", "host": "prom1", "instance": "prom1", "job": "toy"}
 
 
+def test_what_nobody_asks_for_is_not_kept(host: Host) -> None:
+    wait_for("a scrape", lambda: ask(host, "query?query=toy_height")["result"], timeout_s=30)
+    assert ask(host, "query?query=toy_noise_total")["result"] == []
+
+
 def test_a_rule_fires_with_its_own_braces_filled_in(host: Host) -> None:
     def firing() -> list[Any]:
         return [a for a in ask(host, "alerts").get("alerts", []) if a["state"] == "firing"]
