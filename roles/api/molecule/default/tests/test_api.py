@@ -254,7 +254,7 @@ def untouched(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "record", "says"),
     [
-        (altered, {}, "is not signed by release_public_key"),
+        (altered, {}, "is not signed by the fleet's key"),
         (unsigned, {}, "the archive is not signed"),
         (untouched, {}, "version is dev\\+[0-9a-f]+, and this host needs dev\\+other"),
         (untouched, {"space": 10**15}, "MiB left, and the release needs"),
