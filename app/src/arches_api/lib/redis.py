@@ -54,7 +54,7 @@ class RedisLeader:
         await self._guarded(self._client.ping)
 
     async def close(self) -> None:
-        """Closes all connections. A server that does not answer the farewell in time is no failure: it loses nothing."""
+        """Closes all connections. A server that is slow to answer the farewell is no failure: nothing is lost."""
         clients = [self._client, *(self._sentinel.sentinels if self._sentinel is not None else [])]
         for client in clients:
             with suppress(RedisError, OSError):
