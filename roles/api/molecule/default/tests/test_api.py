@@ -160,8 +160,13 @@ def test_a_host_can_leave_the_rotation_and_return(host: Host, api: httpx.Client)
 
 def converge(*options: str, succeeds: bool = True) -> str:
     """Run the scenario's playbook again; returns its output."""
+    return play("roles/api/molecule/default/converge.yml", *options, succeeds=succeeds)
+
+
+def play(name: str, *options: str, succeeds: bool = True) -> str:
+    """Run a playbook on the scenario's machine; returns its output."""
     inventory = os.environ["MOLECULE_INVENTORY_FILE"]
-    playbook = PROJECT / "roles/api/molecule/default/converge.yml"
+    playbook = PROJECT / name
     environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
     done = subprocess.run(
         ["ansible-playbook", "-i", inventory, playbook, *options],
@@ -231,6 +236,29 @@ def test_the_release_is_compiled(host: Host) -> None:
     assert not [
         line for line in said.splitlines() if line.startswith(f"# code object from {site}") and ".pyc" not in line
     ]
+
+
+def backends(host: Host) -> set[str]:
+    """The database's processes that work for the API."""
+    asked = "SELECT pid FROM pg_stat_activity WHERE usename = 'app'"
+    return set(host.check_output("runuser -u postgres -- psql -XAtc %s", asked).split())
+
+
+def test_the_schema_is_asked_and_brought_up_to_date(host: Host, api: httpx.Client) -> None:
+    newest = max(path.stem for path in (PROJECT / "app/migrations").glob("*.sql"))
+    served = pids(host)
+    said = play("ansible/migrate.yml")
+    assert f"level: {int(newest[:4])}" in said and "pending: []" in said and f"- {newest}" in said
+    assert api.get("/health/ready").status_code == 200
+    before = backends(host)
+    assert before
+    assert "applied: []" in play("ansible/migrate.yml", "-e", "what=apply")
+    wait_for("no pool keeps an old connection", lambda: not before & backends(host), timeout_s=60)
+    assert api.get("/health/ready").status_code == 200
+    assert pids(host) == served
+    assert "say -e what=status, plan or apply" in " ".join(
+        play("ansible/migrate.yml", "-e", "what=drop", succeeds=False).split()
+    )
 
 
 def altered(archive: Path) -> None:
