@@ -200,7 +200,9 @@ class RestoredServer:
     def _restore_command(self, target: Mapping[str, t.Any]) -> list[str]:
         before = [] if target["kind"] == "name" else ["--target-exclusive"]
         return [
-            "/usr/bin/pgbackrest", *self._pgbackrest(*self.restoring, "--delta", "--log-level-console=info"),
+            "/usr/bin/pgbackrest", *self._pgbackrest(*self.restoring, "--delta"),
+            # Only what goes wrong: the words of it decide what is done.
+            "--log-level-console=warn", "--log-level-stderr=off",
             f"--set={target['backup']}", f"--type={target['kind']}", f"--target={target['value']}", *before,
             f"--target-timeline={target['timeline']}", "--target-action=promote", "restore",
         ]  # fmt: skip
