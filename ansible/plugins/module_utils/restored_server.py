@@ -43,10 +43,10 @@ class Unit:
         self.name = name
 
     def start(self, command: Sequence[str], *properties: str) -> None:
-        """Start it anew. Raises RestoreError."""
+        """Start it anew; its process runs when this returns. Raises RestoreError."""
         self.stop()
-        words = ["systemd-run", "--quiet", "--no-block", f"--unit={self.name}", "--uid=postgres", "--gid=postgres"]
-        words += [f"--property={one}" for one in ("RemainAfterExit=yes", *properties)]
+        words = ["systemd-run", "--quiet", f"--unit={self.name}", "--uid=postgres", "--gid=postgres"]
+        words += [f"--property={one}" for one in ("Type=exec", "RemainAfterExit=yes", *properties)]
         done = run([*words, "--", *command])
         if done.returncode:
             raise RestoreError(f"{self.name} cannot be started: {done.stderr.strip()}")
@@ -151,7 +151,7 @@ class RestoredServer:
             if not self.copying.works:
                 os.makedirs(self.folder, mode=0o700, exist_ok=True)
                 shutil.chown(self.folder, "postgres", "postgres")
-                self.copying.start(self._restore_command(target), "Type=oneshot", *self.properties)
+                self.copying.start(self._restore_command(target), *self.properties)
             while self.copying.works:
                 time.sleep(POLL_S)
             if self.copying.state()["Result"] != "success" and not patience.bears(self.copying.said()):
@@ -166,7 +166,7 @@ class RestoredServer:
             if not self.serving.works:
                 self.serving.start(
                     self._server_command(),
-                    "Type=exec", f"RuntimeDirectory={self.name}", "RuntimeDirectoryMode=0700", "KillSignal=SIGINT",
+                    f"RuntimeDirectory={self.name}", "RuntimeDirectoryMode=0700", "KillSignal=SIGINT",
                     "TimeoutStopSec=1h", *self.properties, *self.serving_properties,
                 )  # fmt: skip
             while self.serving.works and not self.serves:
