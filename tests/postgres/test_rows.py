@@ -275,7 +275,7 @@ async def test_columns_that_only_one_time_has_are_named_and_take_their_defaults(
     ("tables", "keys", "says"),
     [
         (["no_such"], "", "no_such: there is no such table now; there are keyless, notes, people, things"),
-        (["no_such; DROP TABLE notes"], "", "`no_such; DROP TABLE notes` is no name of a table"),
+        (["no_such; DROP TABLE notes"], "", "no_such; DROP TABLE notes: there is no such table now"),
         (["keyless"], "", "keyless: it has no primary key"),
         (["overview"], "", "overview: this is no table"),
         (["people", "things"], "1", "keys belong to one table"),

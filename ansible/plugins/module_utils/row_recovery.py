@@ -193,23 +193,19 @@ async def facts(
     connection: asyncpg.Connection, name: str, when: str
 ) -> tuple[str, tuple[str, ...], dict[str, asyncpg.Record]]:
     """A table's name as Postgres shows it, its key, its columns. Raises RecoveryError."""
-    try:
-        found = await connection.fetchrow(
-            "SELECT oid::regclass::text AS name, relkind IN ('r', 'p') AS is_table"
-            " FROM pg_class WHERE oid = to_regclass($1)",
-            name,
-        )
-    except asyncpg.PostgresError as error:
-        raise RecoveryError(
-            f"tables: `{name}` is no name of a table ({error.args[0]}); write tables=NAME,NAME"
-        ) from None
+    found = await connection.fetchrow(
+        "SELECT oid::regclass::text AS name, relkind IN ('r', 'p') AS is_table"
+        " FROM pg_class WHERE oid = to_regclass($1)",
+        name,
+    )
     if found is None:
         known = await connection.fetchval(
             "SELECT string_agg(oid::regclass::text, ', ' ORDER BY oid::regclass::text) FROM pg_class"
             " WHERE relkind IN ('r', 'p') AND relnamespace = ANY(current_schemas(false)::regnamespace[])"
         )
         raise RecoveryError(
-            f"{name}: there is no such table {when}; there are {known or 'none'}. Write tables=NAME,NAME"
+            f"{name}: there is no such table {when}; there are {known or 'none'}. One that was dropped is made again"
+            " first, empty, or the cluster is rewound."
         )
     if not found["is_table"]:
         raise RecoveryError(f"{name}: this is no table; name the tables that it reads")
