@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +27,10 @@ def load_plugin(kind: str, name: str) -> ModuleType:
 
 def load_script(name: str) -> ModuleType:
     """Import `ansible/bin/<name>`, a command without a suffix."""
-    loader = importlib.machinery.SourceFileLoader(f"arches_{name}", str(PROJECT / "ansible" / "bin" / name))
+    folder = str(PROJECT / "ansible" / "bin")
+    if folder not in sys.path:  # where Python looks when it runs a command from there
+        sys.path.append(folder)
+    loader = importlib.machinery.SourceFileLoader(f"arches_{name}", f"{folder}/{name}")
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

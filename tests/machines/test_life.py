@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lib.waiting import wait_for
+from nspawn.preflight import WATCHERS
 from nspawn.processes import scan
 from nspawn.system import NspawnError
 
@@ -42,6 +43,16 @@ def test_a_second_run_changes_nothing(machines: Machines) -> None:
     before = machines.machine("a1").processes().init
     assert machines.apply("present").actions == {}
     assert machines.machine("a1").processes().init == before
+
+
+def test_there_are_file_watchers_for_many_machines(machines: Machines) -> None:
+    WATCHERS.write_text("1000")
+    machines.apply("present")
+    assert int(WATCHERS.read_text()) == 1024
+    # More than enough is left alone.
+    WATCHERS.write_text("1025")
+    machines.apply("present")
+    assert int(WATCHERS.read_text()) == 1025
 
 
 def test_check_mode_tells_and_does_nothing(machines: Machines) -> None:

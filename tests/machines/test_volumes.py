@@ -138,7 +138,8 @@ def test_the_inventorys_last_word_decides_what_is_kept(disks: Disks) -> None:
     assert disks.bring("present", own_now_kept, kept_no_more).actions == {}
     # Said just before the machine goes, without a run in between.
     assert disks.bring("absent", *BOTH).kept == {"v1": ["kept"]}
-    # A machine that is gone already: its volume can still be removed.
+    # A machine that is gone already: what was kept is still named, and can still be removed.
+    assert disks.bring("absent", OWN, kept_no_more).kept == {"v1": ["kept"]}
     checked = disks.fleet(check=True).apply("absent", None, delete_volumes=True)
     assert (checked.actions, KEPT_FILE.exists()) == ({"v1": "deleted the volumes kept"}, True)
     disks.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import urllib.parse
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,9 +46,9 @@ def test_a_time_that_is_none_is_refused(since: str) -> None:
 NASTY = '{host="a"} |= `$(reboot)` |~ "\'; \\\\d" \n"; url = "file:///etc/shadow'
 
 
-def test_no_query_reaches_a_shell(tmp_path: Path) -> None:
+def test_no_query_reaches_a_shell() -> None:
     """The words of the command are the same whatever is asked."""
-    words = logs.ssh_command(tmp_path, "ops1")
+    _, _, words = logs.store(PROJECT / "inventories/local")
     assert words[-1] == "sudo curl --config -"
     settings = logs.curl_settings("https://x", NASTY, "15m", 10)
     assert len([line for line in settings.splitlines() if line.startswith("data-urlencode")]) == 4
@@ -66,15 +65,8 @@ def test_curl_itself_reads_back_what_was_asked() -> None:
     assert asked["query"] == [NASTY]
 
 
-def test_ssh_settings_of_local_machines_are_used(tmp_path: Path) -> None:
-    config = tmp_path / ".state/ssh/config"
-    config.parent.mkdir(parents=True)
-    config.write_text("")
-    assert logs.ssh_command(tmp_path, "ops1")[:3] == ["ssh", "-F", str(config)]
-
-
 def test_the_store_is_found_in_the_inventory() -> None:
-    host, url = logs.store(PROJECT / "inventories/local")
+    host, url, _ = logs.store(PROJECT / "inventories/local")
     assert (host, url.startswith("https://"), url.endswith(":3100")) == ("ops1", True, True)
 
 

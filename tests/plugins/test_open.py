@@ -74,6 +74,6 @@ def test_an_environment_that_nobody_watches() -> None:
 
 
 def test_the_local_inventory_is_understood() -> None:
-    told = opened.text(opened.read(str(PROJECT / "inventories/local")), "inventories/local")
+    told = opened.text(opened.read(PROJECT / "inventories/local"), "inventories/local")
     assert "--resolve api.arches.test:443:" in told
     assert told.count("ssh -F ") == 1

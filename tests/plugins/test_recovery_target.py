@@ -54,9 +54,9 @@ def test_without_a_time_the_newest_backup_or_a_chosen_one_serves() -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({}, 'Say one of -e at=2026-01-01T10:00:00\\+00, -e xid=1234 and -e point=NAME'),
+        ({}, "Say one of -e at=2026-01-01T10:00:00\\+00, -e xid=1234 and -e point=NAME"),
         ({"at": "2026-01-05 10:00:00+00", "xid": "1"}, "Say one of"),
-        ({"at": "yesterday"}, 'at: `yesterday` is no time; write -e at=2026-01-01T10:00:00\\+00'),
+        ({"at": "yesterday"}, "at: `yesterday` is no time; write -e at=2026-01-01T10:00:00\\+00"),
         ({"at": "2026-13-01 10:00:00+00"}, "is no time"),
         ({"at": "2026-01-05 10:00:00"}, "has no time zone; add one, \\+00 for UTC"),
         (

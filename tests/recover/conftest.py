@@ -8,6 +8,7 @@ import datetime
 import http.server
 import json
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -309,7 +310,7 @@ class Toy:
             {"ansible.builtin.set_fact": {"outcome": outcome}},
         ]
 
-    def start(self, *options: str, **popen: Any) -> subprocess.Popen[str]:
+    def start(self, *options: str, **popen: Any) -> Playbook:
         """Start the playbook in the background."""
         inventory = self.folder / "hosts.yml"
         groups = {name: {"hosts": hosts} for name, hosts in self.hosts.items()}
@@ -318,10 +319,9 @@ class Toy:
             Path(sys.executable).parent / "ansible-playbook", "-i", inventory, *options,
             self.folder / "ansible" / "recover" / "toy.yml",
         ]  # fmt: skip
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
-        environment["ARCHES_TOY"] = str(command[-1])
+        environment = {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
         given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **popen}
-        return subprocess.Popen(list(map(str, command)), env=environment, text=True, start_new_session=True, **given)
+        return Playbook(list(map(str, command)), env=environment, **given)
 
     def run(self, *options: str) -> tuple[int, str]:
         """Run the playbook: exit status and what it said."""
@@ -329,7 +329,7 @@ class Toy:
         try:
             said, _ = process.communicate(timeout=120)
         finally:
-            kill(process)
+            process.end()
         return process.returncode, said
 
     @property
@@ -342,19 +342,24 @@ class Toy:
         return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """End a playbook and everything it started, the hard way: tasks have sessions of their own. The keeper may stay."""
-    if process.poll() is None:
-        process.kill()
-    process.wait(timeout=10)
-    mark = f"ARCHES_TOY={process.args[-1]}".encode()  # type: ignore[index]
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (
-                mark in (folder / "environ").read_bytes().split(b"\0")
-                and b"fleet_lock.py" not in (folder / "cmdline").read_bytes()
-            ):
-                os.kill(int(folder.name), signal.SIGKILL)
+class Playbook(subprocess.Popen[str]):
+    """A run of ansible-playbook that can be ended with everything it started: tasks have sessions of their own."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self.mark = f"ARCHES_TOY={secrets.token_hex(8)}"
+        environment = {**os.environ, **dict([self.mark.split("=")]), **options.pop("env")}
+        super().__init__(command, env=environment, text=True, start_new_session=True, **options)
+
+    def end(self) -> None:
+        """The hard way; what has ended already is fine. The keeper of the lock stays and sees it."""
+        if self.poll() is None:
+            self.kill()
+        self.wait(timeout=10)
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                ours = self.mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+                if ours and b"fleet_lock.py" not in (folder / "cmdline").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 @pytest.fixture

@@ -127,8 +127,9 @@ def test_old_releases_of_working_trees_go(project: Project, store: Store) -> Non
 
 def test_without_a_key_nothing_is_published(project: Project, tmp_path: Path, signer: Signer, stranger: Signer) -> None:
     for wrong, says in (
-        (Signer(signer.public, stranger.secret), "is not the secret half of release_public_key"),
+        (Signer(signer.public, stranger.secret), "is not the secret half of release.pub"),
         (Signer(signer.public, "AAAA"), "is no secret key of minisign without a password"),
+        (Signer(signer.public, ""), "ARCHES_RELEASE_KEY is empty, and nothing unsigned is published"),
     ):
         store = Store(tmp_path / "store", wrong)
         with pytest.raises(ReleaseError, match=says):
@@ -144,8 +145,13 @@ def test_a_key_in_the_environment_may_be_its_file_or_its_line(
         assert Signer.from_environment(f"{signer.public}\n") == signer
     assert signer.secret not in repr(signer)
     monkeypatch.setenv("ARCHES_RELEASE_KEY", " \n")
-    with pytest.raises(ReleaseError, match="ARCHES_RELEASE_KEY is empty, and nothing unsigned is published"):
-        Signer.from_environment(signer.public)
+    assert not Signer.from_environment(signer.public).secret
+
+
+def test_what_is_signed_already_needs_no_key(project: Project, store: Store, signer: Signer) -> None:
+    first = store.newest(project.recipe, "dev")
+    keyless = Store(store.folder, Signer(signer.public, ""))
+    assert keyless.newest(project.recipe, "dev") == {**first, "built": False}
 
 
 def test_a_new_key_signs_what_is_there(project: Project, store: Store, stranger: Signer) -> None:

@@ -152,13 +152,13 @@ def resign(params: dict[str, Any], signer: Signer) -> dict[str, Any]:
 
 BAD = {
     "cut off": (lambda b, _: damage(b.params("2.0")), r"SHA-256 is .*, not .*: build or fetch it again"),
-    "altered": (lambda b, _: alter(b.params("2.0")), "is not signed by release_public_key .*verification failed"),
+    "altered": (lambda b, _: alter(b.params("2.0")), "is not signed by the fleet's key, .*verification failed"),
     "unsigned": (lambda b, _: b.params("2.0", signature=""), "is not signed: build it again"),
-    "signature is none": (lambda b, _: b.params("2.0", signature="hello\n"), "is not signed by release_public_key"),
-    "wrong key": (lambda b, s: resign(b.params("2.0"), s), "is not signed by release_public_key .*key"),
+    "signature is none": (lambda b, _: b.params("2.0", signature="hello\n"), "is not signed by the fleet's key"),
+    "wrong key": (lambda b, s: resign(b.params("2.0"), s), "is not signed by the fleet's key, .*key id"),
     "another's signature": (
         lambda b, _: b.params("2.0", signature=b.params("1.9")["signature"]),
-        "is not signed by release_public_key",
+        "is not signed by the fleet's key",
     ),
     "another release": (lambda b, _: b.params("2.0", {"name": "x"}), "name is x, and this host needs toy"),
     "another version": (lambda b, _: b.params("2.0", {"version": "1.9"}), "version is 1.9, and this host needs 2.0"),

@@ -255,7 +255,7 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("`services.edge_http.from` names `wrold`", "Did you mean `world`?"),
     ),
     "unknown tls in the map": (
-        ("shared/services.yml", "from: [data], tls: internal", "from: [data], tls: maybe"),
+        ("shared/services.yml", "port: 2380, from: [data], tls: internal", "port: 2380, from: [data], tls: maybe"),
         ("`services.etcd_peer.tls` is `maybe`", "one of none, internal, public, ssh"),
     ),
     "port out of range": (
@@ -272,7 +272,7 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "too little memory": (
         ("prod/hosts.yml", "203.0.113.32, memory_mb: 16384", "203.0.113.32, memory_mb: 8192"),
-        ("inventories/prod/hosts.yml", "`memory_mb` of data2 is 8192", "postgres 8192", "Write at least 9824"),
+        ("inventories/prod/hosts.yml", "`memory_mb` of data2 is 8192", "postgres 8192", "Write at least 10336"),
     ),
     "Patroni's ttl too short": (
         ("prod/group_vars/all/timers.yml", "retry_timeout: 3", "retry_timeout: 10"),

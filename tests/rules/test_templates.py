@@ -48,9 +48,10 @@ def rendered(
     action: ModuleType, environment: Environment, role: str, host: str, given: dict[str, Any], files: list[str]
 ) -> Iterator[tuple[str, str]]:
     """(template, content) of a role's templates on a host; a failure comes out as content that begins with !."""
-    variables = environment.variables(role, host, given) | LIVE.get(role, {})
-    templar = Templar(loader=environment.loader, variables=variables)
     base = str(ROOT / "roles" / role)
+    # Where a lookup in a role looks for files.
+    variables = environment.variables(role, host, given) | LIVE.get(role, {}) | {"ansible_search_path": [base]}
+    templar = Templar(loader=environment.loader, variables=variables)
     for file in files:
         try:
             search = [os.path.join(base, "templates"), base]

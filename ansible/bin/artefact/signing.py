@@ -28,7 +28,7 @@ class Signer:
     """Signs with one key, and believes only what the fleet would.
 
     :param public: the fleet's public key, one line of Base64.
-    :param secret: the secret key, one line of Base64, without a password.
+    :param secret: the secret key, one line of Base64, without a password; empty where nothing has to be signed.
     """
 
     public: str
@@ -36,18 +36,17 @@ class Signer:
 
     @classmethod
     def from_environment(cls, public: str) -> "Signer":
-        """The signer whose secret key is in ARCHES_RELEASE_KEY: the key's file, or only its last line.
-
-        :raises ReleaseError: when it is not there.
-        """
+        """The signer whose secret key is in ARCHES_RELEASE_KEY: the key's file, or only its last line."""
         lines = os.environ.get(KEY_VARIABLE, "").split("\n")
-        secret = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        if not secret:
+        return cls(public.strip(), next((line.strip() for line in reversed(lines) if line.strip()), ""))
+
+    def require_secret(self) -> None:
+        """Before work that would be for nothing without a key. Raises ReleaseError."""
+        if not self.secret:
             raise ReleaseError(
-                f"{KEY_VARIABLE} is empty, and nothing unsigned is published: put the secret key that belongs to "
-                f"release_public_key there (vault_release_key of the environment)."
+                f"{KEY_VARIABLE} is empty, and nothing unsigned is published: put the secret half of the environment's "
+                "release.pub there, or into the vault as vault_release_key."
             )
-        return cls(public.strip(), secret)
 
     def sign(self, file: Path, comment: str) -> None:
         """Write ``<file>.minisig``; equal files and comments get equal signatures.
@@ -55,17 +54,18 @@ class Signer:
         :param comment: is signed too, and shown by whoever checks the file.
         :raises ReleaseError: when the key is none, has a password, or is not the one that the fleet trusts.
         """
+        self.require_secret()
         arguments = ("-S", "-s", "/dev/stdin", "-c", "minisign", "-t", comment, "-x", signature(file), "-m", file)
         done = minisign(*arguments, stdin=f"untrusted comment: key\n{self.secret}\n")
         if done.returncode:
             raise ReleaseError(
                 f"{KEY_VARIABLE} is no secret key of minisign without a password: "
-                "make one with `python ansible/bin/release.py new-key FILE`, and give its .pub to release_public_key."
+                "make one with `python ansible/bin/release.py new-key release.key`, and commit its release.pub."
             )
         if not self.trusts(file):
             signature(file).unlink()
             raise ReleaseError(
-                f"{KEY_VARIABLE} is not the secret half of release_public_key ({self.public}): "
+                f"{KEY_VARIABLE} is not the secret half of release.pub ({self.public}): "
                 "no host would take what it signs. Put the right one there."
             )
 

@@ -61,6 +61,7 @@ class Store:
         :returns: its record: name, version, commit, archive (file name), sha256, size and space on a host (bytes).
         :raises ReleaseError: also when other bytes are published under this version; nothing has changed then.
         """
+        self.signer.require_secret()
         # Beside the result, so that it gets its name by a rename. The tree's own name never gets into the archive.
         with tempfile.TemporaryDirectory(prefix=".build-", dir=self.folder) as scratch:
             manifest = lay_out(recipe, version, commit, Path(scratch))

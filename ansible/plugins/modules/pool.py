@@ -19,6 +19,7 @@ Result: changed, waited_s (until a write was acknowledged), leader (the address 
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import time
 import typing as t
@@ -30,15 +31,21 @@ SOCKET = "/run/postgresql"
 # A real change that is replicated before it is acknowledged, and leaves nothing behind.
 WRITE = "SELECT host(inet_server_addr()) FROM pg_logical_emit_message(true, 'arches', 'is this written?')"
 POLL_S = 0.1
+# Who has waited gets a turn within this time after a pause.
+DRAINED_S = 5
+# A pool whose leader works, works within this time.
+WORKS_S = 5.0
 
 
 class PoolError(Exception):
     """What is wrong and what to do about it."""
 
 
-def psql(connection: str, *commands: str, seconds: float, password: str = "", user: str | None = None) -> str:
-    """What psql prints, run as a user of the system or as we are. Raises PoolError when a command fails or is slow."""
-    line = ["psql", "-XAtqw", "-v", "ON_ERROR_STOP=1", connection]
+def psql(
+    connection: str, *commands: str, seconds: float, password: str = "", user: str | None = None
+) -> list[dict[str, str]]:
+    """The rows that psql prints, run as a user of the system or as we are. Raises PoolError, also when it is slow."""
+    line = ["psql", "-Xqw", "--csv", "-v", "ON_ERROR_STOP=1", connection]
     line += [word for command in commands for word in ("-c", command)]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PGPASSWORD": password}
     try:
@@ -50,7 +57,7 @@ def psql(connection: str, *commands: str, seconds: float, password: str = "", us
         raise PoolError(f"no answer within {seconds:.1f} s") from None
     if done.returncode:
         raise PoolError(done.stderr.strip() or f"psql ended with {done.returncode}")
-    return done.stdout.strip()
+    return list(csv.DictReader(done.stdout.splitlines()))
 
 
 class Pool:
@@ -66,18 +73,17 @@ class Pool:
         """Connection to the console."""
         return f"host={SOCKET} port={self.port} user=pgbouncer dbname=pgbouncer"
 
-    @property
-    def resume_commands(self) -> tuple[str, str]:
-        """What lets it go on; the second takes the patience of waiting queries from the configuration again."""
-        return f"RESUME {self.database}", "RELOAD"
+    def tell(self, command: str, seconds: float = 5) -> list[dict[str, str]]:
+        """A command on the console. Raises PoolError."""
+        return psql(self.console, command, seconds=seconds, user="postgres")
 
     def pause(self, within_s: float, at_most_s: int) -> None:
         """Let queries wait. Raises PoolError, and lets them go on, when that is not so within `within_s`."""
         self._arm(at_most_s)
         try:
             # Who waits on purpose may wait longer than behind an accident.
-            psql(self.console, f"SET query_wait_timeout = {at_most_s + 10}", seconds=5, user="postgres")
-            psql(self.console, f"PAUSE {self.database}", seconds=within_s, user="postgres")
+            self.tell(f"SET query_wait_timeout = {at_most_s + 10}")
+            self.tell(f"PAUSE {self.database}", within_s)
         except PoolError as error:
             self.resume()
             raise PoolError(
@@ -86,26 +92,38 @@ class Pool:
             ) from error
 
     def resume(self) -> None:
-        """Let queries go on; fine when they do. Raises PoolError."""
+        """Let queries go on, then be as impatient as configured; fine when they go on already. Raises PoolError."""
         try:
-            psql(self.console, *self.resume_commands, seconds=5, user="postgres")
+            self.tell(f"RESUME {self.database}")
         except PoolError as error:
-            if "not paused" not in str(error):
+            if "is not paused" not in str(error):
                 raise
-            psql(self.console, "RELOAD", seconds=5, user="postgres")
-        subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
+        deadline = time.monotonic() + DRAINED_S
+        # Impatience would hit those who have waited through the pause and come only now to their turn.
+        while self.longest_wait_s() >= 1 and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        self.tell("RELOAD")
+        self._disarm()
+
+    def longest_wait_s(self) -> int:
+        """For how long the first in the queue has waited, in whole seconds. Raises PoolError."""
+        pools = self.tell("SHOW POOLS")
+        return max((int(row["maxwait"]) for row in pools if row["database"] == self.database), default=0)
 
     def _arm(self, at_most_s: int) -> None:
-        subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
-        command = ["psql", "-XAtqw", self.console]
-        command += [word for resume in self.resume_commands for word in ("-c", resume)]
+        self._disarm()
         subprocess.run(
             [
                 "systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--on-active={at_most_s}",
-                "--timer-property=AccuracySec=100ms", "--uid=postgres", "--", *command,
+                "--timer-property=AccuracySec=100ms", "--uid=postgres", "--", "psql", "-Xqw", self.console,
+                "-c", f"RESUME {self.database}", "-c", f"\\! sleep {DRAINED_S}", "-c", "RELOAD",
             ],
             check=True, capture_output=True,
         )  # fmt: skip
+
+    def _disarm(self) -> None:
+        # A timer that has gone off is no longer there.
+        subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
 
     def write(self, user: str, password: str, seconds: float) -> None:
         """A write by way of the pool. Raises PoolError."""
@@ -120,36 +138,34 @@ def acknowledged_by(leader: t.Mapping[str, t.Any], database: str, seconds: float
         f"sslmode=verify-full sslrootcert={leader['ca']}"
     )
     deadline = time.monotonic() + seconds
-    while True:
-        left = deadline - time.monotonic()
+    last = "nobody was asked"
+    while (left := deadline - time.monotonic()) > 0:
         try:
-            address = psql(connection, WRITE, seconds=left, password=leader["password"])
+            address = psql(connection, WRITE, seconds=left, password=leader["password"])[0]["host"]
             if address != leader["not"]:
                 return address
             last = f"{address} still leads"
         except PoolError as error:
             last = str(error)
-        if time.monotonic() > deadline:
-            raise PoolError(f"No new leader acknowledged a write within {seconds:.0f} s ({last})")
         time.sleep(POLL_S)
+    raise PoolError(f"No new leader acknowledged a write within {seconds:.0f} s ({last})")
 
 
 def go_on(pool: Pool, leader: t.Mapping[str, t.Any], seconds: float) -> str:
     """Wait for a new leader, let the pool go on whether there is one or not, and see it work. Raises PoolError."""
-    deadline = time.monotonic() + seconds
     try:
         address = acknowledged_by(leader, pool.database, seconds)
     finally:
         pool.resume()
+    deadline = time.monotonic() + WORKS_S
     while True:
         try:
-            pool.write(leader["user"], leader["password"], deadline + 5 - time.monotonic())
+            pool.write(leader["user"], leader["password"], WORKS_S)
         except PoolError as error:
-            if time.monotonic() > deadline + 5:
+            if time.monotonic() > deadline:
                 raise PoolError(f"{address} leads, but not through the pool: {error}") from error
             # A pause that met a login stays in the pool until it is lifted once more.
             pool.resume()
-            time.sleep(POLL_S)
         else:
             return address
 

@@ -56,7 +56,9 @@ def require_signature(archive: str, signature: str, public_key: str) -> None:
         os.unlink(file)
     if done.returncode:
         said = " ".join(done.stderr.split())
-        raise ReleaseError(f"the archive is not signed by release_public_key {public_key} (minisign: {said}).")
+        raise ReleaseError(
+            f"the archive is not signed by the fleet's key, release.pub: {public_key} (minisign: {said})."
+        )
 
 
 def manifest_of(archive: str) -> dict[str, t.Any]:

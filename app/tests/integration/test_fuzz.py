@@ -37,7 +37,9 @@ def test_any_artifact(person: Person, content: bytes) -> None:
 
 
 @given(
-    key=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=300) | st.sampled_from(["same", '"same"']),
+    # A header's value has no spaces around it.
+    key=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=300).map(str.strip)
+    | st.sampled_from(["same", '"same"']),
     text=st.sampled_from(["text", "other text"]),
 )
 @LENIENT

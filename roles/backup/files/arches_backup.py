@@ -287,7 +287,7 @@ class Host:
         copies = []
         listed = ElementTree.fromstring(self.store("GET", "", query="?list-type=2&prefix=redis%2F"))  # noqa: S314 - ours
         for item in listed.iterfind("{*}Contents"):
-            key, size, ended = (str(item.findtext(f"{{*}}{name}")) for name in ("Key", "Size", "LastModified"))
+            key, size, ended = (str(item.findtext("{*}" + name)) for name in ("Key", "Size", "LastModified"))
             began = datetime.datetime.strptime(key.rpartition("/")[2], COPY_NAME).replace(tzinfo=datetime.UTC)
             at = datetime.datetime.fromisoformat(ended).timestamp()
             copies.append(Made("redis", key, began.timestamp(), at, int(size)))
@@ -406,7 +406,7 @@ def publish(made: Sequence[Made]) -> None:
     """Tell monitoring what the store has, whichever host made it."""
     lines = []
     for last in filter(None, (newest(made, kind) for kind in KINDS)):
-        label = f'{{type="{last.kind}"}}'
+        label = '{type="' + last.kind + '"}'
         lines += [
             f"arches_backup_last_success_timestamp_seconds{label} {last.ended:.0f}",
             f"arches_backup_duration_seconds{label} {last.ended - last.started:.0f}",
@@ -481,7 +481,6 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if (given.verb == "redis-fetch") != (given.file is not None):
         parser.error("redis-fetch, and nothing else, takes a file")
-    os.umask(0o077)
     try:
         act(Host(json.loads(CONFIG.read_text())), given)
     except BackupError as error:
@@ -511,4 +510,5 @@ def act(host: Host, given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)
     sys.exit(main(sys.argv[1:]))

@@ -124,7 +124,7 @@ def publish(path: Path, sizes: dict[str, dict[str, int]], free: int) -> None:
     """Write the figures for the node exporter, in one step."""
     lines = [f"arches_s3_prune_last_success_timestamp_seconds {time.time():.0f}", f"arches_s3_free_bytes {free}"]
     lines += [
-        f'arches_s3_bucket_bytes{{bucket="{bucket}",state="{state}"}} {size}'
+        'arches_s3_bucket_bytes{bucket="' + bucket + f'",state="{state}"}} {size}'
         for bucket, states in sizes.items()
         for state, size in states.items()
     ]

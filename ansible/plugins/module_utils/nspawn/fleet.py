@@ -11,7 +11,7 @@ from .image import Image
 from .keys import Keys
 from .machine import Machine, Record
 from .network import Network, dropping_chains
-from .preflight import require_loop_devices, require_space
+from .preflight import raise_watchers, require_loop_devices, require_space
 from .processes import Processes, scan
 from .registry import Entry, Registry
 from .spec import Spec, Wish, assign, full_name, tag_of
@@ -174,6 +174,7 @@ class Fleet:
             for words in machine.volumes.changes(specs[name].volumes):
                 self.report.did(name, words)
         if not self.check:
+            raise_watchers()
             self.registry.register(self.entry)
             self.network.up()
             self.network.heal([machine.link for machine in targets.values()])
@@ -265,7 +266,8 @@ class Fleet:
         last = all(machine.name in there for machine in self.machines())
         if last and (self.network.leftovers() or self.folder.exists()):
             self.report.did("network", "removed")
-        wanted = {name: specs[name].volumes if name in specs else () for name in targets}
+        # Of a machine that is gone already, what was kept stays so, whatever the inventory says now.
+        wanted = {name: specs[name].volumes if name in specs and name in there else () for name in targets}
         kept = {name: names for name in targets if (names := targets[name].volumes.kept_names(wanted[name]))}
         if delete_volumes:
             for name, names in kept.items():

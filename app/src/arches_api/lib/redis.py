@@ -7,6 +7,7 @@ for a moment: an outage must not slow every request down.
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis, Sentinel
@@ -53,11 +54,11 @@ class RedisLeader:
         await self._guarded(self._client.ping)
 
     async def close(self) -> None:
-        """Closes all connections."""
-        await self._client.aclose(close_connection_pool=True)
-        if self._sentinel is not None:
-            for sentinel in self._sentinel.sentinels:
-                await sentinel.aclose()
+        """Closes all connections. A server that is slow to answer the farewell is no failure: nothing is lost."""
+        clients = [self._client, *(self._sentinel.sentinels if self._sentinel is not None else [])]
+        for client in clients:
+            with suppress(RedisError, OSError):
+                await client.aclose(close_connection_pool=True)
 
     async def _guarded(self, call: Any) -> Any:
         if time.monotonic() < self._rest_until:

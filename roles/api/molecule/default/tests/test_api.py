@@ -1,7 +1,10 @@
 """The API on its one socket, in front of a real Postgres (through PgBouncer and HAProxy) and a real Redis."""
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import threading
 from collections import Counter
@@ -18,6 +21,7 @@ from lib.waiting import wait_for
 PROJECT = Path(__file__).parents[5]
 INSTANCES = ("api@1", "api@2")
 CURRENT = "/opt/arches/current"
+RELEASES = PROJECT / "inventories/local/.state/releases"
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +158,27 @@ def test_a_host_can_leave_the_rotation_and_return(host: Host, api: httpx.Client)
     assert api.get("/health/live").status_code == 200
 
 
-def converge(*options: str) -> str:
+def converge(*options: str, succeeds: bool = True) -> str:
     """Run the scenario's playbook again; returns its output."""
+    return play("roles/api/molecule/default/converge.yml", *options, succeeds=succeeds)
+
+
+def play(name: str, *options: str, succeeds: bool = True) -> str:
+    """Run a playbook on the scenario's machine; returns its output."""
     inventory = os.environ["MOLECULE_INVENTORY_FILE"]
-    playbook = PROJECT / "roles/api/molecule/default/converge.yml"
+    playbook = PROJECT / name
     environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
     done = subprocess.run(
         ["ansible-playbook", "-i", inventory, playbook, *options],
         cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert (done.returncode == 0) == succeeds, done.stdout[-4000:] + done.stderr[-1000:]
     return done.stdout
+
+
+def refused(*options: str) -> str:
+    """Converge in vain; returns what it said."""
+    return converge(*options, succeeds=False)
 
 
 CHANGED = json.dumps(
@@ -202,13 +216,91 @@ def test_the_release_is_what_was_built(host: Host) -> None:
     release = host.file(CURRENT).linked_to
     manifest = json.loads(host.file(f"{release}/manifest.json").content_string)
     assert release.endswith(f"/releases/{manifest['version']}")
-    names = host.check_output("cd %s && find . -type f -printf '%%P\\n'", release).splitlines()
+    names = host.check_output("cd %s && find . -type f ! -name '*.pyc' -printf '%%P\\n'", release).splitlines()
     assert set(names) == {*manifest["files"], "manifest.json"}
     summed = host.check_output(
-        "cd %s && find . -type f ! -name manifest.json -printf '%%P\\0' | xargs -0 sha256sum", release
+        "cd %s && find . -type f ! -name manifest.json ! -name '*.pyc' -printf '%%P\\0' | xargs -0 sha256sum", release
     )
     sums = {name: digest for digest, name in (line.split("  ", 1) for line in summed.splitlines())}
     assert sums == manifest["files"]
+    said = json.loads(host.file("/etc/arches/release").content_string)
+    assert (said["version"], said["commit"]) == (manifest["version"], manifest["commit"])
+
+
+def test_the_release_is_compiled(host: Host) -> None:
+    """The API's user could not keep what it compiles, and would do so at every start."""
+    run = "./bin/python3 -I -v -c 'import arches_api.app, boto3, quart' 2>&1"
+    said = host.check_output(f"cd {CURRENT} && runuser -u arches -- {run}")
+    site = f"{host.file(CURRENT).linked_to}/lib/python3.13/site-packages"
+    assert f"code object from '{site}" in said
+    assert not [
+        line for line in said.splitlines() if line.startswith(f"# code object from {site}") and ".pyc" not in line
+    ]
+
+
+def backends(host: Host) -> set[str]:
+    """The database's processes that work for the API."""
+    asked = "SELECT pid FROM pg_stat_activity WHERE usename = 'app'"
+    return set(host.check_output("runuser -u postgres -- psql -XAtc %s", asked).split())
+
+
+def test_the_schema_is_asked_and_brought_up_to_date(host: Host, api: httpx.Client) -> None:
+    newest = max(path.stem for path in (PROJECT / "app/migrations").glob("*.sql"))
+    served = pids(host)
+    said = play("ansible/migrate.yml")
+    assert f"level: {int(newest[:4])}" in said and "pending: []" in said and f"- {newest}" in said
+    assert api.get("/health/ready").status_code == 200
+    before = backends(host)
+    assert before
+    assert "applied: []" in play("ansible/migrate.yml", "-e", "what=apply")
+    wait_for("no pool keeps an old connection", lambda: not before & backends(host), timeout_s=60)
+    assert api.get("/health/ready").status_code == 200
+    assert pids(host) == served
+    assert "say -e what=status, plan or apply" in " ".join(
+        play("ansible/migrate.yml", "-e", "what=drop", succeeds=False).split()
+    )
+
+
+def altered(archive: Path) -> None:
+    """One byte in its middle becomes another."""
+    with archive.open("r+b") as file:
+        file.seek(archive.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def unsigned(archive: Path) -> None:
+    """Its signature stays behind."""
+    archive.with_name(f"{archive.name}.minisig").unlink()
+
+
+def untouched(archive: Path) -> None:
+    """It is as good as before."""
+
+
+@pytest.mark.parametrize(
+    ("change", "record", "says"),
+    [
+        (altered, {}, "is not signed by the fleet's key"),
+        (unsigned, {}, "the archive is not signed"),
+        (untouched, {}, "version is dev\\+[0-9a-f]+, and this host needs dev\\+other"),
+        (untouched, {"space": 10**15}, "MiB left, and the release needs"),
+    ],
+)
+def test_a_bad_release_changes_nothing(
+    host: Host, change: Callable[[Path], None], record: dict[str, int], says: str, tmp_path: Path
+) -> None:
+    known = json.loads((RELEASES / "api.json").read_text())
+    for suffix in ("", ".minisig"):
+        shutil.copy(RELEASES / f"{known['archive']}{suffix}", tmp_path)
+    archive = tmp_path / known["archive"]
+    change(archive)
+    known |= {"version": "dev+other", "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(), **record}
+    before = (host.check_output("ls -A /opt/arches/releases"), host.file(CURRENT).linked_to, pids(host))
+    said = refused("-e", json.dumps({"api_release": known, "api_archives": str(tmp_path)}))
+    assert re.search(says, " ".join(said.split())), said
+    assert (host.check_output("ls -A /opt/arches/releases"), host.file(CURRENT).linked_to, pids(host)) == before
 
 
 def test_the_release_needs_no_network(host: Host) -> None:
