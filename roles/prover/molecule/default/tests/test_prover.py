@@ -211,7 +211,7 @@ def test_the_provers_account_changes_nothing(host: Host) -> None:
 
 def test_another_passphrase_is_no_proof_and_the_last_one_is_remembered(host: Host) -> None:
     before = report(host)["last_proven"]
-    with environment(host, "PGBACKREST_REPO1_CIPHER_PASS=another"):
+    with environment(host, "PGBACKREST_REPO1_CIPHER_PASS=OTHER"):
         made = prove(host)
     assert not made["proven"] and "passphrase" in made["why"], made
     assert made["last_proven"] == before
