@@ -222,7 +222,7 @@ def test_another_passphrase_is_no_proof_and_the_last_one_is_remembered(host: Hos
 
 
 def test_another_account_is_no_proof(host: Host) -> None:
-    with environment(host, "PGBACKREST_REPO1_S3_KEY_SECRET=another"):
+    with environment(host, "PGBACKREST_REPO1_S3_KEY_SECRET=0"):
         made = prove(host)
     assert not made["proven"] and "403" in made["why"], made
 
