@@ -148,18 +148,15 @@ def full(tally: Tally) -> None:
 def fleet_of(tally: Tally, environment: str, up: list[str]) -> Iterator[None]:
     """Use the machines of an environment; machines that were not there before are removed afterwards."""
     inventory = f"inventories/{environment}"
-    existed = Fleet(environment).exists()
+    existed, kept = Fleet(environment).exists(), Fleet(environment).keeps()
     try:
         if up:
             run(tally, f"up {environment}", up)
         yield
     finally:
         if not existed:
-            run(
-                tally,
-                f"down {environment}",
-                ["ansible-playbook", "-i", inventory, "ansible/machines.yml", "-e", "state=absent"],
-            )
+            absent = ["ansible-playbook", "-i", inventory, "ansible/machines.yml", "-e", "state=absent"]
+            run(tally, f"down {environment}", [*absent, *([] if kept else ["-e", "delete_volumes=true"])])
 
 
 def main(names: list[str]) -> int:
