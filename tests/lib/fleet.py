@@ -65,8 +65,8 @@ class Fleet:
 
     def _kept_here(self, what: str, pattern: str) -> Iterator[Path]:
         home = Path(os.environ.get("ARCHES_STATE", "/var/lib/arches"))
-        anyone = next(iter(self.variables.values()))
-        return (home / what / anyone["fleet"]["id"]).glob(pattern)
+        anyone: dict[str, Any] = next(iter(self.variables.values()))
+        return (home / what / str(anyone["fleet"]["id"])).glob(pattern)
 
     @property
     def ca(self) -> Path:
