@@ -52,8 +52,11 @@ silence: environment ## Silence an alert: make silence ALERT=HostDown HOST=data1
 packages: environment ## Build what Debian does not ship and make the fleet's apt repository
 	$(PLAY) ansible/packages.yml
 
-release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0
-	$(PLAY) ansible/release_tag.yml -e release=$(VERSION)
+migrate: environment ## The database's schema: make migrate WHAT=plan, status or apply (RELEASE=v1.4.0: that release's migrations)
+	$(PLAY) ansible/migrate.yml -e what=$(or $(WHAT),plan) $(if $(RELEASE),-e release=$(RELEASE))
+
+release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0 (OLDER=1 when a newer tag is there)
+	$(PLAY) ansible/release_tag.yml -e release=$(VERSION) $(if $(OLDER),-e older=true)
 
 switchover: environment ## Have another member lead Postgres, without a failed request (CONFIRM=local says yes)
 	$(PLAY) ansible/recover/postgres-switchover.yml $(if $(CONFIRM),-e confirm=$(CONFIRM))
