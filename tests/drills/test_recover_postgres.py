@@ -5,6 +5,7 @@ RECOVERIES=all adds what takes long: interruptions, a store that is away, the wa
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -304,14 +305,22 @@ def test_a_store_that_refuses_the_account_is_said_and_the_same_command_goes_on(u
     assert "resumes the run of" in recover(fleet, ROWS, rows)
 
 
+def mistake(fleet: Fleet, victims: dict[str, str], kind: str) -> str:
+    """Delete artifacts; returns what leads to just before, as the argument of that kind."""
+    point = f"drill_{secrets.token_hex(4)}"
+    at = moment(fleet)
+    sql(fleet, f"SELECT pg_create_restore_point('{point}')")
+    delete = f"DELETE FROM artifacts WHERE id IN ({ids(victims)}) RETURNING pg_current_xact_id()::xid"
+    return {"at": at, "point": point, "xid": sql(fleet, delete).splitlines()[0]}[kind]
+
+
 @ALL
-@pytest.mark.parametrize("stage", ["stop", "restore", "lead", "follow"])
-def test_an_interrupted_rewind_goes_on_with_the_same_command(users: Users, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "kind"), [("stop", "at"), ("restore", "xid"), ("lead", "point"), ("follow", "at")])
+def test_an_interrupted_rewind_goes_on_with_the_same_command(users: Users, stage: str, kind: str) -> None:
     fleet = users.fleet
     with users.load():
         victims = users.victims(5)
-        arguments = {"at": moment(fleet), "confirm": environment(fleet)}
-        sql(fleet, f"DELETE FROM artifacts WHERE id IN ({ids(victims)})")
+        arguments = {kind: mistake(fleet, victims, kind), "confirm": environment(fleet)}
         killed_in(fleet, REWIND, arguments, stage)
         assert f"interrupted in stage {stage}" in recover(fleet, REWIND, arguments)
     assert users.whole(victims)

@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.patroni_config import ConfigError, PatroniConfig
-from ansible.module_utils.pgbackrest import STANZA
 from ansible.module_utils.recovery_target import amount
 from ansible.module_utils.restored_server import RestoredServer, RestoreError, run
 
@@ -41,10 +40,10 @@ class RewindError(Exception):
 
 def rewound(member: PatroniConfig, mark: str) -> RestoredServer:
     """The server of the restored state."""
-    folder = member.beside("rewound", mark)
-    archive = f"pgbackrest --stanza={STANZA} --pg1-path={folder} archive-push %p"
-    # The new timeline's history is archived by whoever begins the timeline, or never.
-    return RestoredServer(NAME, folder, member.bin, settings={"archive_mode": "on", "archive_command": archive})
+    # Its new timeline waits for the archive until it leads. Were it there before, the state before could not be started
+    # any more: a server looks for the newest timeline in the archive, and refuses when that is not its own child.
+    waiting = {"archive_mode": "on", "archive_command": ""}
+    return RestoredServer(NAME, member.beside("rewound", mark), member.bin, settings=waiting)
 
 
 def restore(member: PatroniConfig, mark: str, target: Mapping[str, t.Any]) -> dict[str, t.Any]:

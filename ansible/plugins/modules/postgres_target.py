@@ -5,8 +5,8 @@
     - name: Everything up to now is in the archive
       postgres_target: {state: archived}
 
-`chosen` takes one of `at`, `xid` and `point` (a restore point) and holds it against the backups in the store; `set` names
-a backup, and `timeline` another timeline than the present one. `leads` says whether this host's Postgres leads.
+`chosen` takes one of `at`, `xid` and `point` (a restore point) and holds it against the backups in the store; `set`
+names a backup, and `timeline` another timeline than the present one. `leads` says whether this host's Postgres leads.
 `archived` runs on the leader and returns when the store has everything that is committed now.
 
 Results of `chosen`: impossible (a sentence; nothing else then), target (kind, value, backup, timeline), size in bytes,

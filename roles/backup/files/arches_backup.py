@@ -263,7 +263,8 @@ class Host:
 
     def info(self) -> dict[str, Any]:
         """What the store has of this database. Raises BackupError when it cannot be read."""
-        info: dict[str, Any] = json.loads(self.pgbackrest("info", "--output=json", "--io-timeout=3"))[0]
+        # Not strict: what it quotes of a file that it cannot decrypt has control characters.
+        info: dict[str, Any] = json.loads(self.pgbackrest("info", "--output=json", "--io-timeout=3"), strict=False)[0]
         if info["status"]["code"] in UNREADABLE:
             raise failure("pgbackrest", info["status"]["code"], info["repo"][0]["status"]["message"])
         return info
