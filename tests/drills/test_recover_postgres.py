@@ -115,13 +115,18 @@ def words(arguments: dict[str, str]) -> list[str]:
 
 
 def recover(fleet: Fleet, playbook: str, arguments: dict[str, str]) -> str:
-    """Run a recovery playbook to its good end; returns what it said, in one line."""
+    """Run a recovery playbook to its good end, whatever an earlier drill has left; returns what it said, in one line."""
+    return " ".join(fleet.playbook(playbook, *words({**arguments, "restart": "true"})).output.split())
+
+
+def go_on(fleet: Fleet, playbook: str, arguments: dict[str, str]) -> str:
+    """Run it once more after an interruption."""
     return " ".join(fleet.playbook(playbook, *words(arguments)).output.split())
 
 
 def said(fleet: Fleet, playbook: str, arguments: dict[str, str]) -> str:
     """What a recovery playbook says, however it ends; in one line."""
-    return " ".join(fleet.playbook(playbook, *words(arguments), check=False).output.split())
+    return " ".join(fleet.playbook(playbook, *words({**arguments, "restart": "true"}), check=False).output.split())
 
 
 def killed_in(fleet: Fleet, playbook: str, arguments: dict[str, str], stage: str) -> None:
@@ -134,7 +139,7 @@ def killed_in(fleet: Fleet, playbook: str, arguments: dict[str, str], stage: str
         return any(json.loads(line).get("stage") == stage for line in lines)
 
     process = subprocess.Popen(
-        [BIN / "ansible-playbook", playbook, "-i", fleet.inventory, *words(arguments)],
+        [BIN / "ansible-playbook", playbook, "-i", fleet.inventory, *words({**arguments, "restart": "true"})],
         cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}, start_new_session=True,
     )  # fmt: skip
@@ -177,7 +182,7 @@ def users(proven: Fleet, healthy: Fleet, tmp_path: Path) -> Iterator[Users]:
     kept = [h for h in healthy.groups["data"] if healthy.ssh(h, f"ls -d {data}.before-*", check=False).stdout]
     confirm = {"confirm": environment(healthy)}
     if any(not healthy.ssh(h, f"ls -d {data}", check=False).stdout for h in kept):
-        recover(healthy, REWIND, {"undo": "true", "restart": "true", **confirm})
+        recover(healthy, REWIND, {"undo": "true", **confirm})
     if kept:
         wait_for("the fleet is healthy", healthy.healthy, timeout_s=180, interval_s=1)
         recover(healthy, REWIND, {"forget": "true", **confirm})
@@ -271,7 +276,8 @@ def test_bad_input_ends_with_one_sentence_and_changes_nothing(case: str, proven:
         before = sql(proven, "SELECT timeline_id, system_identifier FROM pg_control_checkpoint(), pg_control_system()")
         known = {"ENVIRONMENT": environment(proven), "NOW": moment(proven)}
         arguments = {name: known.get(value, value) for name, value in arguments.items()}
-        assert says in said(proven, playbook, arguments)
+        report = said(proven, playbook, arguments)
+        assert says in report, report
         assert (
             sql(proven, "SELECT timeline_id, system_identifier FROM pg_control_checkpoint(), pg_control_system()")
             == before
@@ -302,7 +308,7 @@ def test_a_store_that_refuses_the_account_is_said_and_the_same_command_goes_on(u
     finally:
         fleet.ssh(ops, f"mv {config}.drill {config}")
     assert "The store refuses the account" in report
-    assert "resumes the run of" in recover(fleet, ROWS, rows)
+    assert "resumes the run of" in go_on(fleet, ROWS, rows)
 
 
 def mistake(fleet: Fleet, victims: dict[str, str], kind: str) -> str:
@@ -322,7 +328,7 @@ def test_an_interrupted_rewind_goes_on_with_the_same_command(users: Users, stage
         victims = users.victims(5)
         arguments = {kind: mistake(fleet, victims, kind), "confirm": environment(fleet)}
         killed_in(fleet, REWIND, arguments, stage)
-        assert f"interrupted in stage {stage}" in recover(fleet, REWIND, arguments)
+        assert f"interrupted in stage {stage}" in go_on(fleet, REWIND, arguments)
     assert users.whole(victims)
 
 
@@ -332,7 +338,7 @@ def test_an_interrupted_rewind_can_be_taken_back(users: Users) -> None:
     with users.load():
         arguments = {"at": moment(fleet), "confirm": environment(fleet)}
         killed_in(fleet, REWIND, arguments, "restore")
-        recover(fleet, REWIND, {"undo": "true", "confirm": environment(fleet), "restart": "true"})
+        recover(fleet, REWIND, {"undo": "true", "confirm": environment(fleet)})
     assert lost(users.history, users.stored()) == []
 
 
@@ -346,6 +352,6 @@ def test_a_store_that_is_away_for_a_while_only_delays_a_rewind(users: Users) -> 
     # Comes back by itself, however the test ends.
     fleet.ssh(ops, f"systemctl stop {STORE}; systemd-run --on-active=180 systemctl start {STORE}")
     began = time.monotonic()
-    recover(fleet, REWIND, arguments)
+    go_on(fleet, REWIND, arguments)
     keep("rewind_store_away", store_away_s=180, whole_s=round(time.monotonic() - began, 1))
     assert users.whole(victims)

@@ -20,7 +20,11 @@ def day(number: int, hour: int = 2, minute: int = 0) -> datetime.datetime:
     return datetime.datetime(2026, 1, number, hour, minute, tzinfo=datetime.UTC)
 
 
-MADE = [target.Backup("full", day(4), 100), target.Backup("diff1", day(5), 110), target.Backup("diff2", day(6), 120)]
+MADE = [
+    target.Backup("full", day(4), 100, timeline=1, position=10),
+    target.Backup("diff1", day(5), 110, timeline=1, position=20),
+    target.Backup("diff2", day(6), 120, timeline=2, position=30),
+]
 
 
 def choose(committed: datetime.datetime | None = None, **asked: str) -> Any:
@@ -79,6 +83,9 @@ def test_what_cannot_be_meant_is_refused_with_what_can(asked: dict[str, str], sa
         choose(**asked)
 
 
+WAL = {"archive": {"stop": "0000000A000000000000005D"}, "lsn": {"start": "1/0", "stop": "1/5A"}}
+
+
 def info(*made: dict[str, Any]) -> list[dict[str, Any]]:
     """What pgBackRest says of a stanza."""
     return [{"name": "arches", "status": {"code": 0, "message": "no valid backups"}, "backup": list(made)}]
@@ -86,12 +93,13 @@ def info(*made: dict[str, Any]) -> list[dict[str, Any]]:
 
 def backup(label: str, stop: int, error: bool | None = False) -> dict[str, Any]:
     """One backup in it."""
-    return {"label": label, "timestamp": {"start": stop - 9, "stop": stop}, "info": {"size": 5}, "error": error}
+    return {"label": label, "timestamp": {"start": stop - 9, "stop": stop}, "info": {"size": 5}, "error": error, **WAL}
 
 
 def test_backups_come_in_the_order_of_their_ends_without_damaged_ones() -> None:
     found = target.backups(info(backup("b", 20), backup("a", 10), backup("c", 30, error=True)), "arches")
     assert [one.label for one in found] == ["a", "b"]
+    assert (found[0].timeline, found[0].position) == (10, 0x10000005A)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,26 @@ def test_a_store_without_backups_is_said_to_be_so(said: list[dict[str, Any]], sa
 )
 def test_words_of_pgbackrest_are_explained(said: str, means: str) -> None:
     assert means in pgbackrest.explain(said)
+
+
+@pytest.mark.parametrize(
+    ("timeline", "history", "usable"),
+    [
+        (1, "", ["full", "diff1"]),
+        (2, "1\t0/14\tno recovery target specified\n", ["full", "diff1", "diff2"]),
+        (3, "1\t0/13\tbefore 2026-01-05 01:00:00+00\n\n", ["full"]),
+        (4, "1\t0/14\tx\n\n2\t0/1F\ty\n\n3\t0/20\tz\n", ["full", "diff1", "diff2"]),
+    ],
+)
+def test_a_backup_that_a_timeline_has_left_behind_does_not_serve(
+    timeline: int, history: str, usable: list[str]
+) -> None:
+    assert [one.label for one in target.on_timeline(MADE, timeline, history)] == usable
+
+
+def test_a_timeline_without_a_backup_is_refused() -> None:
+    with pytest.raises(target.TargetError, match="No backup leads to timeline 5"):
+        target.on_timeline(MADE, 5, "1\t0/1\tx\n")
 
 
 def test_amounts_and_durations_are_for_people() -> None:

@@ -63,12 +63,14 @@ class PatroniConfig:
         pairs = (line.partition(":") for line in done.stdout.splitlines())
         return {key: value.strip() for key, _, value in pairs} if done.returncode == 0 else {}
 
-    def timeline(self) -> int:
-        """The timeline of the data here, also of data that was set aside; 0 without any."""
+    def folder(self) -> str:
+        """The data directory, or the one that was set aside last. Raises ConfigError without either."""
         for folder in (self.data, *reversed(self.kept("before"))):
-            if control := self.control(folder):
-                return int(control["Latest checkpoint's TimeLineID"])
-        return 0
+            if self.control(folder):
+                return folder
+        raise ConfigError(
+            f"There is no data on this host ({self.data}). Choose another host, or run site.yml for it first."
+        )
 
     # etcd
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import tempfile
 import typing as t
 
 STANZA = "arches"
@@ -31,6 +34,32 @@ def info() -> list[dict[str, t.Any]]:
     if troubles:
         raise StoreError(explain("\n".join(troubles)))
     return found
+
+
+def history(folder: str, timeline: int) -> str:
+    """A timeline's history file, from a data directory or from the archive. Raises StoreError when it is in neither."""
+    name = f"{timeline:08X}.history"
+    own = f"{folder}/pg_wal/{name}"
+    if timeline == 1:
+        return ""
+    if os.path.exists(own):
+        with open(own, encoding="utf-8") as stream:
+            return stream.read()
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.chown(scratch, "postgres")
+        words = [f"--stanza={STANZA}", f"--pg1-path={folder}", "archive-get", name, f"{scratch}/{name}"]
+        done = subprocess.run(
+            ["runuser", "-u", "postgres", "--", "pgbackrest", *words],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+        if done.returncode == 1:
+            raise StoreError(
+                f"The archive knows no timeline {timeline}. Choose another: -e timeline=N (`pgbackrest info`)."
+            )
+        if done.returncode:
+            raise StoreError(explain(done.stderr + done.stdout))
+        with open(f"{scratch}/{name}", encoding="utf-8") as stream:
+            return stream.read()
 
 
 def explain(said: str) -> str:

@@ -19,11 +19,16 @@ class TargetError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Backup:
-    """A backup in the store; `size` is that of the database it makes, in bytes."""
+    """A backup in the store; `size` is that of the database it makes, in bytes.
+
+    :param timeline: it was made on, up to the WAL position `position`.
+    """
 
     label: str
     ended: datetime.datetime
     size: int
+    timeline: int
+    position: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +118,42 @@ def backups(info: Sequence[Mapping[str, t.Any]], stanza: str) -> list[Backup]:
         return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
     usable = [
-        Backup(one["label"], moment(one["timestamp"]["stop"]), one["info"]["size"])
+        Backup(
+            one["label"],
+            moment(one["timestamp"]["stop"]),
+            one["info"]["size"],
+            int(one["archive"]["stop"][:8], 16),
+            position(one["lsn"]["stop"]),
+        )
         for one in found["backup"]
         if not one.get("error")
     ]
     if not usable:
         raise TargetError("Every backup in the store has page errors. Look at `pgbackrest info --set=LABEL`.")
     return sorted(usable, key=lambda one: one.ended)
+
+
+def position(text: str) -> int:
+    """A WAL position such as 0/5A233D60 as a number."""
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def on_timeline(made: Sequence[Backup], timeline: int, history: str) -> list[Backup]:
+    """The backups from which a timeline can be reached: made on it, or on one that it came from, before it parted.
+
+    :param history: the timeline's history file; empty for the first one.
+    :raises TargetError: when there is none.
+    """
+    parted = {timeline: float("inf")}
+    for line in history.splitlines():
+        words = line.split("\t")
+        if len(words) > 1:
+            parted[int(words[0])] = position(words[1])
+    usable = [one for one in made if one.position <= parted.get(one.timeline, -1)]
+    if not usable:
+        raise TargetError(f"No backup leads to timeline {timeline}. Choose another: -e timeline=N (`pgbackrest info`).")
+    return usable
 
 
 def backup_before(made: Sequence[Backup], at: datetime.datetime, now: datetime.datetime) -> Backup:

@@ -21,8 +21,16 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.patroni_config import ConfigError, PatroniConfig
-from ansible.module_utils.pgbackrest import STANZA, StoreError, info
-from ansible.module_utils.recovery_target import TargetError, amount, backups, choose, duration, show
+from ansible.module_utils.pgbackrest import STANZA, StoreError, history, info
+from ansible.module_utils.recovery_target import (
+    TargetError,
+    amount,
+    backups,
+    choose,
+    duration,
+    on_timeline,
+    show,
+)
 
 # How long the archiver may take for what it has at this moment.
 ARCHIVE_S = 120
@@ -80,10 +88,12 @@ def chosen(params: dict[str, t.Any]) -> dict[str, t.Any]:
     """The target and what is to be said of it. Raises TargetError, StoreError, ConfigError or psycopg2.Error."""
     made = backups(info(), STANZA)
     leader, now = Leader() if params["leads"] else None, datetime.datetime.now(datetime.UTC)
+    member = PatroniConfig.read()
+    folder = member.folder()
+    present = leader.timeline if leader else int(member.control(folder)["Latest checkpoint's TimeLineID"])
+    timeline = params["timeline"] or present
+    made = on_timeline(made, timeline, history(folder, timeline))
     target = choose(made, params, now, leader.committed_at if leader else lambda xid: None)
-    timeline = params["timeline"] or (leader.timeline if leader else PatroniConfig.read().timeline())
-    if not timeline:
-        raise TargetError("Nobody leads and there is no data here: say -e timeline=N (`pgbackrest info` shows them)")
     place = "behind" if target.kind == "name" else "just before"
     newer = f"everything that was committed after {show(target.at) if target.at else target.value}"
     if target.at:
