@@ -22,8 +22,8 @@ up: environment ## Bring the whole local fleet up (image, machines, site.yml); a
 site: environment ## Make the environment ENV what git says
 	$(PLAY) site.yml
 
-down: environment ## Destroy the local machines and their disks (asks when they hold old data; FORCE=1 does not)
-	$(PLAY) ansible/down.yml $(if $(FORCE),-e force=true)
+down: environment ## Destroy the local machines and their disks (asks when they hold old data; FORCE=1 does not); kept volumes stay unless DELETE_VOLUMES=1
+	$(PLAY) ansible/down.yml $(if $(FORCE),-e force=true) $(if $(DELETE_VOLUMES),-e delete_volumes=true)
 
 stop: environment ## Stop the local machines and keep their disks
 	$(PLAY) ansible/machines.yml -e state=stopped
@@ -52,14 +52,17 @@ silence: environment ## Silence an alert: make silence ALERT=HostDown HOST=data1
 packages: environment ## Build what Debian does not ship and make the fleet's apt repository
 	$(PLAY) ansible/packages.yml
 
-release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0
-	$(PLAY) ansible/release_tag.yml -e release=$(VERSION)
+migrate: environment ## The database's schema: make migrate WHAT=plan, status or apply (RELEASE=v1.4.0: that release's migrations)
+	$(PLAY) ansible/migrate.yml -e what=$(or $(WHAT),plan) $(if $(RELEASE),-e release=$(RELEASE))
+
+release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0 (OLDER=1 when a newer tag is there)
+	$(PLAY) ansible/release_tag.yml -e release=$(VERSION) $(if $(OLDER),-e older=true)
 
 switchover: environment ## Have another member lead Postgres, without a failed request (CONFIRM=local says yes)
 	$(PLAY) ansible/recover/postgres-switchover.yml $(if $(CONFIRM),-e confirm=$(CONFIRM))
 
-escrow: environment ## Seal what git does not hold and a rebuild needs into one bundle (docs/escrow.md; IDENTITY=file opens it at once)
-	$(PLAY) ansible/escrow.yml $(if $(IDENTITY),-e identity=$(IDENTITY))
+escrow: environment ## Seal what git does not hold and a rebuild needs into one bundle (docs/escrow.md; OUT=file elsewhere; IDENTITY=file opens it at once)
+	$(PLAY) ansible/escrow.yml $(if $(OUT),-e bundle=$(OUT)) $(if $(IDENTITY),-e identity=$(IDENTITY))
 
 escrow-check: environment ## Prove that the newest bundle opens and is what the environment uses now: make escrow-check IDENTITY=file
 	$(PLAY) ansible/escrow.yml -e seal=false $(if $(IDENTITY),-e identity=$(IDENTITY)) $(if $(BUNDLE),-e bundle=$(BUNDLE))

@@ -19,7 +19,15 @@ REPORTS = REPOSITORY / "results" / "tests"
 
 def ansible_files() -> list[str]:
     """YAML files for ansible-lint. Given files it takes half the time: below a folder it checks each role's syntax."""
-    patterns = ("site.yml", "ansible/*.yml", "inventories/**/*.yml", "nginx/**/*.yml", "roles/**/*.yml")
+    patterns = (
+        "site.yml",
+        "ansible/*.yml",
+        "ansible/recover/**/*.yml",
+        "ansible/tasks/**/*.yml",
+        "inventories/**/*.yml",
+        "nginx/**/*.yml",
+        "roles/**/*.yml",
+    )
     files = {str(file.relative_to(REPOSITORY)) for pattern in patterns for file in REPOSITORY.glob(pattern)}
     return sorted(file for file in files if "/molecule/" not in file and "/.state/" not in file)
 
@@ -148,18 +156,15 @@ def full(tally: Tally) -> None:
 def fleet_of(tally: Tally, environment: str, up: list[str]) -> Iterator[None]:
     """Use the machines of an environment; machines that were not there before are removed afterwards."""
     inventory = f"inventories/{environment}"
-    existed = Fleet(environment).exists()
+    existed, kept = Fleet(environment).exists(), Fleet(environment).keeps()
     try:
         if up:
             run(tally, f"up {environment}", up)
         yield
     finally:
         if not existed:
-            run(
-                tally,
-                f"down {environment}",
-                ["ansible-playbook", "-i", inventory, "ansible/machines.yml", "-e", "state=absent"],
-            )
+            absent = ["ansible-playbook", "-i", inventory, "ansible/machines.yml", "-e", "state=absent"]
+            run(tally, f"down {environment}", [*absent, *([] if kept else ["-e", "delete_volumes=true"])])
 
 
 def main(names: list[str]) -> int:

@@ -17,6 +17,7 @@ BELOW = {"<": "< 1e18"}
 ABOVE = {">": "> -1e18"}
 PSQL = "psql -qAtX -v ON_ERROR_STOP=1 -U postgres arches -c "
 ARCHIVE_COMMAND = "/run/drill-archive-command"
+TEXTFILES = "/var/lib/prometheus/node-exporter"
 
 
 def each(*acts: Act) -> Act:
@@ -216,6 +217,33 @@ def mend_rules(fleet: Fleet) -> None:
     fleet.ssh(monitoring_host(fleet), f"rm -f {RULE_FILE}; systemctl reload prometheus")
 
 
+# The prover reads the store with another passphrase.
+PROVER_DROP_IN = "/run/systemd/system/arches-prover.service.d"
+MISUSE_PROVER = f"""
+mkdir -p {PROVER_DROP_IN}
+printf '[Service]\\nEnvironment=PGBACKREST_REPO1_CIPHER_PASS=drill\\n' > {PROVER_DROP_IN}/drill.conf
+systemctl daemon-reload
+systemctl start --no-block arches-prover
+"""
+
+
+def backup_is_made(fleet: Fleet) -> None:
+    """A backup of each kind, which a new fleet makes within five minutes, is known to Prometheus' hosts."""
+    kinds = f"cat {TEXTFILES}/backup.prom | grep -o 'last_success_timestamp_seconds{{type=.[a-z]*'"
+    wanted = {"full", "redis"}
+
+    def made() -> bool:
+        told = "".join(fleet.ssh(host, kinds, check=False).stdout for host in fleet.groups["data"])
+        return all(kind in told for kind in wanted)
+
+    wait_for("backups are made", made, timeout_s=600, interval_s=5)
+
+
+def restore_is_proven(fleet: Fleet) -> None:
+    """A restore is proven now."""
+    fleet.ssh("ops1", "systemctl start arches-prover", timeout_s=600)
+
+
 DRILLS: dict[str, Drill] = {
     # What `make test` causes comes first, so that it shares one wave.
     "EdgeDown": Drill(
@@ -279,23 +307,63 @@ DRILLS: dict[str, Drill] = {
         begins_s=20,
         resolves_s=150,
     ),
-    "BackupTooOld": Drill(
-        inject("ops1", "arches_backup_last_success_timestamp_seconds", 1),
-        take_back("ops1", "arches_backup_last_success_timestamp_seconds"),
-        lowered=Lowered(),
-        injected=True,
-    ),
-    "RestoreProofTooOld": Drill(
-        inject("ops1", "arches_restore_last_proven_timestamp_seconds", 1),
-        take_back("ops1", "arches_restore_last_proven_timestamp_seconds"),
-        lowered=Lowered(),
-        injected=True,
+    "WalArchiveTooOld": Drill(
+        stop_archiving,
+        archive_again,
+        uses=frozenset({"postgres"}),
+        lowered=Lowered({">": "> 100"}),
+        begins_s=120,
     ),
     "PoolClientsWait": Drill(
         on("api1", in_background("clients", POOL_CLIENTS)),
         on("api1", ended("clients")),
         uses=frozenset({"api1", "postgres"}),
         labels={"host": "api1"},
+    ),
+    # Backups.
+    "RestoreProofFailed": Drill(
+        on("ops1", MISUSE_PROVER),
+        on("ops1", f"rm -rf {PROVER_DROP_IN}; systemctl daemon-reload; systemctl start --no-block arches-prover"),
+        uses=frozenset({"prover"}),
+        labels={"host": "ops1"},
+        needs=backup_is_made,
+        begins_s=30,
+        # The proof that ends it takes its time.
+        resolves_s=300,
+    ),
+    "RestoreProofTooOld": Drill(
+        nothing,
+        nothing,
+        uses=frozenset({"prover"}),
+        lowered=Lowered(ABOVE, always=True),
+        needs=each(backup_is_made, restore_is_proven),
+    ),
+    "BackupTooOld": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True), needs=backup_is_made),
+    "RedisCopyTooOld": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True), needs=backup_is_made),
+    "CanaryStale": Drill(
+        on_group("data", "systemctl stop arches-canary.timer"),
+        on_group("data", "systemctl start arches-canary.timer arches-canary.service"),
+        uses=frozenset({"canary"}),
+        lowered=Lowered({">": "> 90"}),
+        begins_s=100,
+    ),
+    "BackupsSilent": Drill(
+        on_group("data", f"systemctl stop arches-canary.timer; rm -f {TEXTFILES}/canary.prom"),
+        on_group("data", "systemctl start arches-canary.timer arches-canary.service"),
+        uses=frozenset({"canary"}),
+        lowered=Lowered(),
+        labels={"what": "canaries"},
+        begins_s=30,
+    ),
+    "S3PruneTooOld": Drill(
+        nothing, nothing, lowered=Lowered(ABOVE, always=True), needs=on("ops1", "systemctl start arches-s3-prune")
+    ),
+    # No age is as large as that of a bundle that is opened in 2096 is small: also where one was opened already.
+    "EscrowTooOld": Drill(
+        inject("edge1", "arches_escrow_last_success_timestamp_seconds", 4e9),
+        take_back("edge1", "arches_escrow_last_success_timestamp_seconds"),
+        lowered=Lowered({">": "< -1e9"}),
+        injected=True,
     ),
     # Redis and etcd.
     "RedisHasNoLeader": Drill(

@@ -63,6 +63,7 @@ class Drill:
     :param labels: labels that the notification must carry.
     :param lowered: the rule's copy that fires instead of the rule.
     :param injected: whether the cause is a series that the drill writes.
+    :param needs: makes sure of what the rule speaks of, which stays: a metric that a new fleet does not have yet.
     :param extra: rules that are loaded as long as the cause lasts.
     :param begins_s: seconds until the cause is what the expression asks for (a window, a threshold in seconds).
     :param resolves_s: seconds after undoing in which the notification must be resolved; 0: nobody is told.
@@ -74,6 +75,7 @@ class Drill:
     labels: Mapping[str, str] = field(default_factory=dict)
     lowered: Lowered | None = None
     injected: bool = False
+    needs: Act = nothing
     extra: tuple[RuleData, ...] = ()
     begins_s: int = 0
     resolves_s: int = RESOLVED_S
@@ -237,6 +239,8 @@ def run_wave(fleet: Fleet, webhook: Webhook, names: Sequence[str], table: Mappin
     running: dict[str, _Running] = {}
     problems: list[str] = []
     text = rule_file(drills)
+    for drill in drills.values():
+        drill.needs(fleet)
     try:
         loaded_at = time.time()
         if text:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,16 @@ class Fleet:
 
     def exists(self) -> bool:
         """Whether machines of this environment are on this computer, running or not."""
+        return any(self._kept_here("fleets", "machines/*"))
+
+    def keeps(self) -> bool:
+        """Whether volumes of this environment are kept on this computer."""
+        return any(self._kept_here("volumes", "*/*.ext4"))
+
+    def _kept_here(self, what: str, pattern: str) -> Iterator[Path]:
         home = Path(os.environ.get("ARCHES_STATE", "/var/lib/arches"))
-        anyone = next(iter(self.variables.values()))
-        return any((home / "fleets" / anyone["fleet"]["id"] / "machines").glob("*"))
+        anyone: dict[str, Any] = next(iter(self.variables.values()))
+        return (home / what / str(anyone["fleet"]["id"])).glob(pattern)
 
     @property
     def ca(self) -> Path:

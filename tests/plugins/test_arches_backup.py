@@ -154,6 +154,12 @@ def test_a_failure_names_its_fix(program: ModuleType, said: str, fix: str) -> No
     assert not isinstance(error, program.Busy)
 
 
+def test_what_is_quoted_is_short_and_printable(program: ModuleType) -> None:
+    said = "failed with 403 (Forbidden):\n*** Request Headers ***:\nauthorization: secret \x07"
+    assert str(program.failure("pgbackrest", 99, said)).endswith("pgbackrest says: failed with 403 (Forbidden):")
+    assert str(program.failure("pgbackrest", 99, "odd \x07\x00 bytes")).endswith("odd bytes")
+
+
 class Host:
     """A host that makes backups into a list, some of which fail."""
 

@@ -210,7 +210,9 @@ def failure(program: str, status: int, said: str) -> BackupError:
     """A program's failure as a sentence that names the fix."""
     if program == "pgbackrest" and status == LOCKED:
         return Busy("Another backup is being made: wait for its end (`sudo -u postgres pgbackrest info` shows it).")
-    words = " ".join(said.split())[:300]
+    # Up to where pgBackRest quotes a whole answer of the store; what it could not decrypt is no text.
+    text = "".join(letter if letter.isprintable() else " " for letter in said.partition("***")[0])
+    words = " ".join(text.split())[:300]
     for signs, remedy in REMEDIES:
         if any(sign in said for sign in signs):
             return BackupError(f"{remedy} {program} says: {words}")
@@ -263,7 +265,8 @@ class Host:
 
     def info(self) -> dict[str, Any]:
         """What the store has of this database. Raises BackupError when it cannot be read."""
-        info: dict[str, Any] = json.loads(self.pgbackrest("info", "--output=json", "--io-timeout=3"))[0]
+        # Not strict: what it quotes of a file that it cannot decrypt has control characters.
+        info: dict[str, Any] = json.loads(self.pgbackrest("info", "--output=json", "--io-timeout=3"), strict=False)[0]
         if info["status"]["code"] in UNREADABLE:
             raise failure("pgbackrest", info["status"]["code"], info["repo"][0]["status"]["message"])
         return info

@@ -33,9 +33,14 @@ def ask(host: Host, address: str) -> Callable[..., tuple[int, str]]:
     return run
 
 
-def value(text: str, series: str) -> float:
+def series(text: str) -> set[str]:
+    """The names and labels of all series, such as `up{a="b"}`."""
+    return {line.rpartition(" ")[0] for line in text.splitlines()}
+
+
+def value(text: str, name: str) -> float:
     """The value of one series, such as `up{a="b"}`; -1 where it is not there."""
-    found = [line.rpartition(" ")[2] for line in text.splitlines() if line.rpartition(" ")[0] == series]
+    found = [line.rpartition(" ")[2] for line in text.splitlines() if line.rpartition(" ")[0] == name]
     return float(found[0]) if found else -1.0
 
 
@@ -166,6 +171,26 @@ def line(code: int = 200, seconds: str = "0.004", path: bytes = b"/v1/x") -> byt
     )  # fmt: skip
 
 
+def read_by_mtail(host: Host) -> str:
+    """The metrics of the program after it has read SAMPLE."""
+    return str(
+        host.check_output(
+            f"mtail --one_shot --one_shot_format prometheus --emit_prog_label=false --progs /etc/mtail --logs {SAMPLE} "
+            "--address 127.0.0.1 --port 0 2>/dev/null"
+        )
+    )
+
+
+def test_a_failure_that_has_not_happened_is_there_as_none(host: Host, ask: Callable[..., tuple[int, str]]) -> None:
+    failures = {f'edge_requests_total{{code="{code}"}}': 0.0 for code in (500, 501, 502, 503, 504)}
+    host.check_output("echo %s > %s", line(path=b"/health/ready").decode(), SAMPLE)
+    text = read_by_mtail(host)
+    assert {name: value(text, name) for name in failures} == failures
+    assert value(text, 'edge_requests_total{code="200"}') == -1
+    host.check_output(f"curl --silent --cacert {TLS}/ca.crt -o /dev/null https://localhost/health/ready")
+    wait_for("the running one says so too", lambda: failures.keys() <= series(ask("edge_log")[1]), timeout_s=10)
+
+
 def test_only_whole_lines_of_requests_are_counted(host: Host) -> None:
     lines = [
         line(), line(path=b"/health/ready"), line(path=b"/healthy"), line(500, "0.400"), line(200, "0.300"),
@@ -175,10 +200,7 @@ def test_only_whole_lines_of_requests_are_counted(host: Host) -> None:
     program = "import sys; n = 1048576; lines = [%s]; open(sys.argv[1], 'wb').write(b'\\n'.join(lines) + b'\\n')"
     shown = ", ".join(repr(text).replace("x" * 1048576, "' + b'x' * n + b'") for text in lines)
     host.run_expect([0], f"python3 -c {shlex.quote(program % shown)} {SAMPLE}")
-    text = host.check_output(
-        f"mtail --one_shot --one_shot_format prometheus --emit_prog_label=false --progs /etc/mtail --logs {SAMPLE} "
-        "--address 127.0.0.1 --port 0 2>/dev/null"
-    )
+    text = read_by_mtail(host)
     assert value(text, 'edge_requests_total{code="200"}') == 6
     assert value(text, 'edge_requests_total{code="500"}') == value(text, 'edge_requests_total{code="503"}') == 1
     assert value(text, 'edge_request_seconds_bucket{le="0.2"}') == 5

@@ -71,9 +71,10 @@ def metrics(host: Host) -> dict[str, float]:
 
 
 @contextmanager
-def environment(host: Host, *values: str) -> Iterator[None]:
-    """The service has other settings of pgBackRest, for a while."""
-    lines = "".join(f"Environment={value}\n" for value in values)
+def environment(host: Host, option: str, value: str) -> Iterator[None]:
+    """The service has another setting of pgBackRest, for a while."""
+    name = option.replace("-", "_").upper()
+    lines = f"Environment=PGBACKREST_{name}={value}\n"
     feed(host, f"mkdir -p {DROP_IN} && cat > {DROP_IN}/test.conf && systemctl daemon-reload", f"[Service]\n{lines}")
     try:
         yield
@@ -211,7 +212,7 @@ def test_the_provers_account_changes_nothing(host: Host) -> None:
 
 def test_another_passphrase_is_no_proof_and_the_last_one_is_remembered(host: Host) -> None:
     before = report(host)["last_proven"]
-    with environment(host, "PGBACKREST_REPO1_CIPHER_PASS=another"):
+    with environment(host, "repo1-cipher-pass", "another"):
         made = prove(host)
     assert not made["proven"] and "passphrase" in made["why"], made
     assert made["last_proven"] == before
@@ -222,13 +223,13 @@ def test_another_passphrase_is_no_proof_and_the_last_one_is_remembered(host: Hos
 
 
 def test_another_account_is_no_proof(host: Host) -> None:
-    with environment(host, "PGBACKREST_REPO1_S3_KEY_SECRET=another"):
+    with environment(host, "repo1-s3-key-secret", "another"):
         made = prove(host)
     assert not made["proven"] and "403" in made["why"], made
 
 
 def test_no_backup_is_no_proof(host: Host) -> None:
-    with environment(host, "PGBACKREST_REPO1_PATH=/elsewhere"):
+    with environment(host, "repo1-path", "/elsewhere"):
         made = prove(host)
     assert not made["proven"] and "there is no backup in the store" in made["why"], made
 
@@ -299,7 +300,7 @@ def test_every_check_speaks_and_can_fail(host: Host) -> None:
 def test_a_store_that_comes_back_is_waited_for(host: Host) -> None:
     """It stops in the middle of the restore."""
     caught = "until pid=$(pgrep -f '^pgbackrest .*restore'); do :; done; kill -STOP $pid"
-    with environment(host, "PGBACKREST_IO_TIMEOUT=1"):
+    with environment(host, "io-timeout", "1"):
         feed(
             host,
             f"systemctl start --no-block arches-prover; {caught}; systemctl stop arches-versitygw; kill -CONT $pid",
@@ -320,7 +321,7 @@ def test_a_store_that_falls_silent_while_wal_is_replayed_ends_nothing_early(host
     archive_now()
     log = "/run/arches-prover/postgres.log"
     freeze = f"until test -e {log}; do :; done; systemctl kill -s STOP arches-versitygw"
-    with environment(host, "PGBACKREST_IO_TIMEOUT=1"):
+    with environment(host, "io-timeout", "1"):
         feed(host, f"systemctl start --no-block arches-prover; {freeze}")
         try:
             wait_for("the store is missed", lambda: host.run(f"grep 'trying again' {log}").rc == 0, LONG_S)
@@ -334,7 +335,7 @@ def test_a_store_that_falls_silent_while_wal_is_replayed_ends_nothing_early(host
 def test_a_store_that_stays_away_is_no_proof(host: Host) -> None:
     host.check_output("systemctl stop arches-versitygw")
     try:
-        with settings(host, patience_s=1), environment(host, "PGBACKREST_IO_TIMEOUT=1"):
+        with settings(host, patience_s=1), environment(host, "io-timeout", "1"):
             made = prove(host)
     finally:
         host.check_output("systemctl start arches-versitygw")
