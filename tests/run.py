@@ -133,23 +133,25 @@ def app(tally: Tally) -> None:
 
 
 def fleet(tally: Tally) -> None:
-    """The fleet of `make up`: brought up (and removed) here unless one is running; its tests, and six alerts."""
+    """The fleet of `make up`, made and removed here unless one is running: its tests, six alerts, two recoveries."""
     with fleet_of(tally, "local", []):
         run(tally, "fleet", ["pytest", "tests/fleet"])
         alerts(tally)
+        run(tally, "recoveries", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "not long"])
 
 
 def alerts(tally: Tally) -> None:
     """Alerts are caused on a running fleet: six of them, or those that ALERTS names."""
-    run(tally, "alerts", ["pytest", "tests/drills"])
+    run(tally, "alerts", ["pytest", "tests/drills/test_alerts.py"])
 
 
 def full(tally: Tally) -> None:
-    """What is long and rarely breaks: the data tier's roles on three machines each, Loki away for long, every alert."""
+    """What is long and rarely breaks: the data tier's roles on three machines, all alerts and recoveries."""
     run(tally, "roles ha", ["env", "SCENARIO=ha", "pytest", "tests/molecule"])
     with fleet_of(tally, "local", ["make", "up"]):
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
-        run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills"])
+        run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
+        run(tally, "recoveries long", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "long"])
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Mistakes in the database are undone on the running fleet, by the playbooks that on-call would type, under load.
 
-RECOVERIES=all adds what takes long: interruptions, a store that is away, the way back, and every bad input.
+Marked `long`, for `make test-full`: interruptions, a store that is away, the way back, and every bad input.
 """
 
 import json
@@ -23,7 +23,6 @@ from lib.waiting import wait_for
 
 ROWS, REWIND = "ansible/recover/postgres-restore-row.yml", "ansible/recover/postgres-rewind-cluster.yml"
 RESULTS = REPOSITORY / "results" / "recover"
-ALL = pytest.mark.skipif(os.environ.get("RECOVERIES") != "all", reason="RECOVERIES=all runs it")
 STORE = "arches-versitygw"
 
 
@@ -267,7 +266,7 @@ BAD = {
 }  # fmt: skip
 
 
-@ALL
+@pytest.mark.long
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_ends_with_one_sentence_and_changes_nothing(case: str, proven: Fleet) -> None:
     playbook, arguments, says = BAD[case]
@@ -286,7 +285,7 @@ def test_bad_input_ends_with_one_sentence_and_changes_nothing(case: str, proven:
         sql(proven, "DROP TABLE drill_keyless")
 
 
-@ALL
+@pytest.mark.long
 def test_a_full_disk_is_said_before_anything_is_restored(proven: Fleet) -> None:
     ops, home = proven.groups["ops"][0], "/var/lib/arches-copy"
     proven.ssh(ops, f"mkdir -p {home} && mount -t tmpfs -o size=64m drill {home}")
@@ -297,7 +296,7 @@ def test_a_full_disk_is_said_before_anything_is_restored(proven: Fleet) -> None:
     assert f"{home} has 64.0 MiB free, the copy needs" in report
 
 
-@ALL
+@pytest.mark.long
 def test_a_store_that_refuses_the_account_is_said_and_the_same_command_goes_on(users: Users) -> None:
     fleet, ops = users.fleet, users.fleet.groups["ops"][0]
     rows = {"tables": "artifacts", "at": moment(fleet)}
@@ -320,7 +319,7 @@ def mistake(fleet: Fleet, victims: dict[str, str], kind: str) -> str:
     return {"at": at, "point": point, "xid": sql(fleet, delete).splitlines()[0]}[kind]
 
 
-@ALL
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "kind"), [("stop", "at"), ("restore", "xid"), ("lead", "point"), ("follow", "at")])
 def test_an_interrupted_rewind_goes_on_with_the_same_command(users: Users, stage: str, kind: str) -> None:
     fleet = users.fleet
@@ -332,7 +331,7 @@ def test_an_interrupted_rewind_goes_on_with_the_same_command(users: Users, stage
     assert users.whole(victims)
 
 
-@ALL
+@pytest.mark.long
 def test_an_interrupted_rewind_can_be_taken_back(users: Users) -> None:
     fleet = users.fleet
     with users.load():
@@ -342,7 +341,7 @@ def test_an_interrupted_rewind_can_be_taken_back(users: Users) -> None:
     assert lost(users.history, users.stored()) == []
 
 
-@ALL
+@pytest.mark.long
 def test_a_store_that_is_away_for_a_while_only_delays_a_rewind(users: Users) -> None:
     fleet, ops = users.fleet, users.fleet.groups["ops"][0]
     victims = users.victims(5)
