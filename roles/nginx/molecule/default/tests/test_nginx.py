@@ -254,9 +254,10 @@ def test_no_request_breaks_the_log(
 ) -> None:
     before = len(entries(host))
     with socket.create_connection((address, 443)) as plain, trust.wrap_socket(plain, server_hostname=address) as tls:
-        tls.sendall(request_bytes.replace(b"NAME", address.encode()))
         tls.settimeout(0.5)
-        with contextlib.suppress(TimeoutError):
+        # The edge may refuse and close before it has read all of it.
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            tls.sendall(request_bytes.replace(b"NAME", address.encode()))
             tls.recv(65536)
     lines = wait_for("a line more", lambda: entries(host)[before:], timeout_s=10)
     assert len(lines) == 1
