@@ -14,7 +14,7 @@ import pytest
 from nspawn import image, network, preflight, processes, registry
 from nspawn.cgroup import SystemdScope
 from nspawn.keys import Keys
-from nspawn.machine import Record
+from nspawn.machine import Machine, Record
 from nspawn.registry import Entry, Registry
 from nspawn.spec import Spec, Volume, Wish, assign, full_name, tag_of
 from nspawn.system import NspawnError, locked
@@ -116,6 +116,17 @@ def test_fleets_keep_clear_of_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     taken = ipaddress.IPv4Network(known.choose_subnet("two"))
     known.register(Entry("four", "four", str(taken), "/state"))
     assert known.choose_subnet("two") != taken
+
+
+def test_what_another_checkout_has_written_more_is_no_hindrance(tmp_path: Path) -> None:
+    net = network.Network("t", ipaddress.IPv4Network("10.88.200.0/24"))
+    machine = Machine(tmp_path / "m1", "t-m1", net, tmp_path / "kept")
+    machine.directory.mkdir()
+    record = Record(name="m1", address="10.88.200.11", memory_mb=512, cpus=1, image="trixie")
+    machine.remember(record)
+    written = json.loads((machine.directory / "machine.json").read_text())
+    (machine.directory / "machine.json").write_text(json.dumps({**written, "unheard": "of"}))
+    assert machine.record() == record
 
 
 def test_a_busy_fleet_names_who_holds_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from . import keeper
@@ -50,10 +50,12 @@ class Machine:
     def record(self) -> Record | None:
         """Return what is remembered about the machine; None when it was never made."""
         try:
-            fields = json.loads((self.directory / "machine.json").read_text())
+            written = json.loads((self.directory / "machine.json").read_text())
         except FileNotFoundError:
             return None
-        return Record(**{**fields, "volumes": tuple(Volume(**volume) for volume in fields.get("volumes", ()))})
+        # A checkout of another time may have written more, or less.
+        known = {field.name: written[field.name] for field in fields(Record) if field.name in written}
+        return Record(**{**known, "volumes": tuple(Volume(**volume) for volume in known.get("volumes", ()))})
 
     def remember(self, record: Record) -> None:
         """Write the machine's record."""
