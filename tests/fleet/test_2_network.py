@@ -26,7 +26,9 @@ def groups_of(fleet: Fleet, host: str) -> set[str]:
 
 def not_delivered(fleet: Fleet) -> set[tuple[str, str]]:
     """(service, host) of what is optional and not installed: nothing listens there."""
-    units = {(s, h): e["unit"] for s, e in fleet.services.items() if e.get("optional") for h in fleet.groups[e["hosts"]]}
+    units = {
+        (s, h): e["unit"] for s, e in fleet.services.items() if e.get("optional") for h in fleet.groups[e["hosts"]]
+    }
     return {
         (service, host)
         for (service, host), unit in units.items()
