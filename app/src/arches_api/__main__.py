@@ -43,11 +43,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from .preflight import PreflightFailed
     from .run import serve
 
     settings = load_settings(os.environ)
     try:
         serve(settings)
+    except PreflightFailed as error:
+        return _complain(f"{settings.release} does not serve: {error}", 1)
     except OSError as error:
         where = f"{settings.host}:{settings.port}, metrics {settings.metrics_host}:{settings.metrics_port}"
         return _complain(f"cannot listen on {where}: {error}", 1)

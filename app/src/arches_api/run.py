@@ -23,6 +23,7 @@ from .app import create_app
 from .lib.logs import configure_logging
 from .lib.services import EXTENSION, Services
 from .lib.settings import Settings
+from .preflight import preflight
 
 BACKLOG = 1024  # as in api.socket: Hypercorn calls listen() again and must not make it smaller
 KEEP_ALIVE = 75  # seconds: longer than any client keeps an idle connection, so that the client closes first
@@ -33,12 +34,14 @@ log = structlog.get_logger()
 
 
 def serve(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. Raises OSError when an address is taken."""
+    """Runs until SIGTERM or SIGINT, then drains. Raises PreflightFailed, or OSError when an address is taken."""
     configure_logging(settings.log_level)
     asyncio.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
+    if settings.preflight_requests:
+        await preflight(settings)
     app = create_app(settings)
     services: Services = app.extensions[EXTENSION]
     if settings.metrics_enabled:

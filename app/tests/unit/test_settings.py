@@ -15,6 +15,7 @@ SECRET = "hunter2hunter2"
         ("ENV", "", "write one of local, test"),
         ("ENV", "produktion", "write one of local, test"),
         ("API_PORT", "http", "whole number from 0 to 65535"),
+        ("API_PREFLIGHT_REQUESTS", "many", "whole number from 0 to 10000"),
         ("API_PORT", "70000", "whole number from 0 to 65535"),
         ("API_HOST", "edge1", "an IP address"),
         ("API_BODY_LIMIT", "1 MB", "a size such as 1m"),

@@ -48,6 +48,7 @@ class Settings:
     trusted_hops: int
     body_limit: int
     lame_duck: float
+    preflight_requests: int  # a new release proves itself with so many before it serves; 0: it does not
     log_level: str
     database_url: str
     database_max_connections: int
@@ -231,6 +232,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         trusted_hops=read.whole("API_TRUSTED_HOPS", "0", 0, 8),
         body_limit=read.size("API_BODY_LIMIT", "1m", 1024, 64 * 1024**2),
         lame_duck=read.seconds("API_LAME_DUCK", "1s", 0, 60),
+        preflight_requests=read.whole("API_PREFLIGHT_REQUESTS", "0", 0, 10_000),
         log_level=read.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
         database_url=read.url(
             "DATABASE_URL", ("postgres", "postgresql"), "postgres://app@/arches?host=/run/postgresql&port=6432"
