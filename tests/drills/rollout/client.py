@@ -1,0 +1,242 @@
+"""An open-loop client of the API, in a process of its own: what a user outside meets while the fleet is worked on.
+
+    python -m drills.rollout.client --address 192.0.2.11 --name api.example.test --ca ca.crt --rate 60 --record file
+
+Requests go out at fixed moments, whatever becomes of those before them, so a server that stalls is not spared; time
+counts from the moment that was meant. Three kinds of connection take turns: HTTP/1.1 kept alive, HTTP/1.1 closed after
+each answer, HTTP/2. SIGTERM ends it: nothing more is sent, what is under way is waited for. One JSON line per request.
+
+A request that got no answer is sent once more where RFC 9110 (9.2.2) lets a client do so by itself: it is safe, or its
+`Idempotency-Key` makes it so. That is counted as a retry. What fails then, and any 5xx, is a failure.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import secrets
+import signal
+import ssl
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import httpx
+
+KINDS = ("keep-alive", "close", "h2")
+# What people do, in parts of a hundred.
+MIX = {"create": 28, "read": 46, "search": 24, "register": 1, "login": 1}
+PATIENCE_S = 15.0
+USERS = 6
+WORDS = ("harbour", "orchard", "lantern", "granite", "meadow", "compass", "violin", "saffron", "glacier", "willow")
+
+
+@dataclass
+class Request:
+    """One request and what became of it; times are monotonic, in seconds."""
+
+    operation: str
+    kind: str
+    due: float
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    key: str = ""
+    user: int = 0
+    expected: int = 200
+    sent: float = 0.0
+    done: float = 0.0
+    status: int = 0
+    retries: int = 0
+    error: str = ""
+    served_by: str = ""
+    id: str = ""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a client may send it again by itself."""
+        return self.method == "GET" or bool(self.key)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its sender was not served."""
+        return self.status != self.expected
+
+
+@dataclass
+class User:
+    """A user of the API, and the artifacts that were acknowledged."""
+
+    email: str
+    password: str
+    token: str = "none yet"
+    artifacts: deque[str] = field(default_factory=lambda: deque(maxlen=200))
+
+
+class Client:
+    """The three kinds of connection to one edge, and the users behind them."""
+
+    def __init__(self, address: str, name: str, ca: Path, port: int = 443, secure: bool = True) -> None:
+        self._name = name
+        context: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca)) if secure else False
+        base = f"{'https' if secure else 'http'}://{address}:{port}"
+        # No limit of our own may hold a request back.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
+        self._clients = {
+            kind: httpx.AsyncClient(
+                base_url=base, verify=context, timeout=PATIENCE_S, limits=limits, trust_env=False,
+                http1=kind != "h2", http2=kind == "h2",
+            )
+            for kind in KINDS
+        }  # fmt: skip
+        self.users = [User(f"{secrets.token_hex(8)}@example.org", secrets.token_urlsafe(12)) for _ in range(USERS)]
+
+    async def send(self, request: Request) -> httpx.Response | None:
+        """Send a request, once more where that is allowed; the answer, or None when there was none in the end."""
+        headers = {"Host": self._name}
+        if request.operation not in ("register", "login"):
+            headers["Authorization"] = f"Bearer {self.users[request.user].token}"
+        if request.key:
+            headers["Idempotency-Key"] = request.key
+        if request.kind == "close":
+            headers["Connection"] = "close"
+        request.sent = time.monotonic()
+        while True:
+            try:
+                answer = await self._clients[request.kind].request(
+                    request.method, request.path, json=request.body, headers=headers,
+                    extensions={"sni_hostname": self._name},
+                )  # fmt: skip
+            except httpx.HTTPError as error:
+                request.error = f"{type(error).__name__}: {error}"[:200]
+                silent = isinstance(error, httpx.TimeoutException)  # it may still be at work
+                if request.repeatable and request.retries == 0 and not silent:
+                    request.retries = 1
+                    continue
+                request.done = time.monotonic()
+                return None
+            request.done, request.status = time.monotonic(), answer.status_code
+            request.served_by = answer.headers.get("x-served-by", "")
+            if request.failed:
+                request.error = f"{answer.status_code}: {answer.text[:200]}"
+            return answer
+
+    async def login(self) -> None:
+        """Make the users and log them in. Raises RuntimeError when the API does not let us."""
+        for number, user in enumerate(self.users):
+            for operation in ("register", "login"):
+                request = self.make(operation, time.monotonic(), "keep-alive", number)
+                if operation == "register":
+                    request.body = {"email": user.email, "password": user.password, "name": "Drill"}
+                answer = await self.send(request)
+                if answer is None or request.failed:
+                    raise RuntimeError(f"{operation}: {request.error}")
+            user.token = answer.json()["access_token"]  # type: ignore[union-attr]
+
+    def make(self, operation: str, due: float, kind: str, number: int) -> Request:
+        """A request of a user; what it needs of earlier answers is taken from those."""
+        user = self.users[number]
+        words = " ".join(random.sample(WORDS, 4))
+        match operation:
+            case "create":
+                key = secrets.token_hex(16)
+                return Request(operation, kind, due, "POST", "/v1/artifacts",
+                               {"name": key, "text": f"{words} {key}"}, key, number, 201)  # fmt: skip
+            case "read" if user.artifacts:
+                path = f"/v1/artifacts/{random.choice(user.artifacts)}"
+                return Request(operation, kind, due, "GET", path, user=number)
+            case "search":
+                path = f"/v1/artifacts/search?q={random.choice(WORDS)}&limit=3"
+                return Request(operation, kind, due, "GET", path, user=number)
+            case "register":
+                account = {"email": f"{secrets.token_hex(8)}@example.org", "password": user.password, "name": "Drill"}
+                key = secrets.token_hex(16)
+                return Request(operation, kind, due, "POST", "/v1/auth/register", account, key, number, 201)
+            case "login":
+                account = {"email": user.email, "password": user.password}
+                return Request(operation, kind, due, "POST", "/v1/auth/login", account, "", number)
+            case _:
+                return Request("read", kind, due, "GET", "/v1/me", user=number)
+
+    async def serve(self, request: Request, record: TextIO | None) -> None:
+        """Send a request and note what became of it."""
+        answer = await self.send(request)
+        if answer is not None and request.operation == "create" and not request.failed:
+            request.id = answer.json()["id"]
+            self.users[request.user].artifacts.append(request.id)
+        if record is not None:
+            line = {name: value for name, value in asdict(request).items() if name not in ("body", "path")}
+            record.write(json.dumps(line) + "\n")
+
+    async def capacity(self, seconds: float, workers: int = 6) -> float:
+        """Answers per second of a closed loop, which is bounded in time and by its workers."""
+        ends, answers = time.monotonic() + seconds, 0
+
+        async def work() -> None:
+            nonlocal answers
+            while time.monotonic() < ends:
+                await self.serve(self.draw(time.monotonic()), None)
+                answers += 1
+
+        await asyncio.gather(*(work() for _ in range(workers)))
+        return answers / seconds
+
+    def draw(self, due: float) -> Request:
+        """Any request of the mix."""
+        [operation] = random.choices(list(MIX), list(MIX.values()))
+        return self.make(operation, due, random.choice(KINDS), random.randrange(USERS))
+
+    async def run(self, rate: float, record: TextIO, stop: asyncio.Event) -> None:
+        """Send requests at a rate (per second) until told to stop; then wait for those that are under way."""
+        began, number, tasks = time.monotonic(), 0, set[asyncio.Task[None]]()
+        while not stop.is_set():
+            due = began + number / rate
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(0.0, due - time.monotonic()))
+                break
+            task = asyncio.create_task(self.serve(self.draw(due), record))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            number += 1
+        await asyncio.gather(*tasks)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        for client in self._clients.values():
+            await client.aclose()
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Calibrate, say so, and send until SIGTERM."""
+    client = Client(options.address, options.name, options.ca)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await client.login()
+    capacity = await client.capacity(options.calibrate)
+    rate = min(options.rate, 0.4 * capacity)
+    print(json.dumps({"capacity": round(capacity, 1), "rate": round(rate, 1)}), flush=True)
+    with options.record.open("w", encoding="utf-8") as record:
+        await client.run(rate, record, stop)
+        users = [{"email": user.email, "password": user.password} for user in client.users]
+        record.write(json.dumps({"users": users}) + "\n")
+    await client.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--ca", type=Path, required=True)
+    parser.add_argument("--rate", type=float, default=150.0, help="at most so many requests per second")
+    parser.add_argument("--calibrate", type=float, default=4.0, help="seconds")
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=None)
+    arguments = parser.parse_args()
+    arguments.seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
+    random.seed(arguments.seed)
+    print(f"seed {arguments.seed}", file=sys.stderr, flush=True)
+    asyncio.run(main(arguments))

@@ -1,0 +1,109 @@
+"""The client as a drill uses it: begun, marked, ended, judged, written down."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lib.client import edge_client
+from lib.fleet import REPOSITORY, Fleet
+from lib.waiting import wait_for
+
+from .judge import Verdict, judge, missing_or_doubled, read
+from .plot import svg
+
+RESULTS = REPOSITORY / "results" / "rollout"
+# Requests go on for so long before and after what is done, in seconds.
+BEFORE_S, AFTER_S = 8.0, 5.0
+
+
+class Load:
+    """A client at work for as long as the `with` block lasts.
+
+    Afterwards `verdict`, `lost` and `doubled` are there, and a JSON file and a plot of the run in results/rollout.
+    """
+
+    def __init__(self, fleet: Fleet, name: str, folder: Path) -> None:
+        self._fleet, self._name, self._record, self._out = fleet, name, folder / "record.jsonl", folder / "client.out"
+        self._marks: list[tuple[float, str]] = []
+        self.lines: list[dict[str, Any]] = []
+        self.lost: list[str] = []
+        self.doubled: list[str] = []
+        self.verdict: Verdict
+
+    def mark(self, word: str) -> None:
+        """Something begins or ends now."""
+        self._marks.append((time.monotonic(), word))
+
+    def __enter__(self) -> "Load":
+        command = [
+            sys.executable, "-m", "drills.rollout.client", "--address", self._fleet.address("edge1"),
+            "--name", f"api.{self._fleet.domain}", "--ca", str(self._fleet.ca), "--record", str(self._record),
+        ]  # fmt: skip
+        with self._out.open("w") as out:
+            self._process = subprocess.Popen(command, cwd=REPOSITORY / "tests", stdout=out, stderr=subprocess.STDOUT)
+        try:
+            wait_for("the client has calibrated itself", self._begun, timeout_s=60)
+            self._steady(BEFORE_S)
+        except BaseException:
+            self._process.kill()
+            raise
+        self.mark("begins")
+        return self
+
+    def _begun(self) -> bool:
+        assert self._process.poll() is None, self._out.read_text()
+        return '"rate"' in self._out.read_text()
+
+    def _steady(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        wait_for("requests have gone on", lambda: time.monotonic() > ends, timeout_s=seconds + 5)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.mark("ends")
+        try:
+            if kind is None:
+                self._steady(AFTER_S)
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(60)
+        finally:
+            self._process.kill()
+        self.lines, users = read(self._record)
+        self.verdict = judge(self.lines)
+        if kind is None:
+            self.lost, self.doubled = missing_or_doubled(self.lines, self._stored(users))
+        self._write()
+
+    def _stored(self, users: list[dict[str, str]]) -> Counter[str]:
+        """How often each artifact's name is stored, by the lists that the API gives to their owners."""
+        names: Counter[str] = Counter()
+        with edge_client(self._fleet) as client:
+            for user in users:
+                token = client.post("/v1/auth/login", json=user).raise_for_status().json()["access_token"]
+                after: str | None = ""
+                while after is not None:
+                    query: dict[str, str | int] = {"limit": 100, **({"after": after} if after else {})}
+                    headers = {"Authorization": f"Bearer {token}"}
+                    page = client.get("/v1/artifacts", params=query, headers=headers).raise_for_status().json()
+                    names.update(item["name"] for item in page["items"])
+                    after = page["next"]
+        return names
+
+    def _write(self) -> None:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        began = json.loads(next(line for line in self._out.read_text().splitlines() if '"rate"' in line))
+        asked = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        summary = {
+            "drill": self._name, "commit": commit, **began, "lost": len(self.lost),
+            "doubled": len(self.doubled), **self.verdict.as_dict(),
+        }  # fmt: skip
+        (RESULTS / f"{self._name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+        found = self.verdict
+        told = f"{self._name}: {found.failures} of {found.requests} failed, {found.retries} retried"
+        (RESULTS / f"{self._name}.svg").write_text(svg(self.lines, self._marks, told))
+        print(f"{told}; p99 {found.p99_ms} ms, worst {found.worst_ms} ms, at {began['rate']} per second")
