@@ -58,6 +58,12 @@ migrate: environment ## The database's schema: make migrate WHAT=plan, status or
 release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0 (OLDER=1 when a newer tag is there)
 	$(PLAY) ansible/release_tag.yml -e release=$(VERSION) $(if $(OLDER),-e older=true)
 
+deploy: environment ## Roll a release out without losing a request: make deploy RELEASE=v1.4.0, or the working tree's (OLDER=1: also an older one; SOAK=20 seconds)
+	$(PLAY) ansible/deploy.yml $(if $(RELEASE),-e release=$(RELEASE)) $(if $(OLDER),-e older=true) $(if $(SOAK),-e soak_s=$(SOAK))
+
+rollback: environment ## Go back to the release that served before, or to a kept one: make rollback RELEASE=v1.3.0
+	$(PLAY) ansible/rollback.yml $(if $(RELEASE),-e release=$(RELEASE))
+
 switchover: environment ## Have another member lead Postgres, without a failed request (CONFIRM=local says yes)
 	$(PLAY) ansible/recover/postgres-switchover.yml $(if $(CONFIRM),-e confirm=$(CONFIRM))
 

@@ -133,11 +133,12 @@ def app(tally: Tally) -> None:
 
 
 def fleet(tally: Tally) -> None:
-    """The fleet of `make up`, made and removed here unless one is running: its tests, six alerts, two recoveries."""
+    """The fleet of `make up`, made and removed here unless one is running: its tests, alerts, recoveries, rollouts."""
     with fleet_of(tally, "local", []):
         run(tally, "fleet", ["pytest", "tests/fleet"])
         alerts(tally)
         run(tally, "recoveries", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "not long"])
+        run(tally, "rollouts", ["pytest", "tests/drills/test_rollout.py", "-m", "not long"])
 
 
 def alerts(tally: Tally) -> None:
@@ -146,12 +147,13 @@ def alerts(tally: Tally) -> None:
 
 
 def full(tally: Tally) -> None:
-    """What is long and rarely breaks: the data tier's roles on three machines, all alerts and recoveries."""
+    """What is long and rarely breaks: the data tier's roles on three machines, all alerts, recoveries and rollouts."""
     run(tally, "roles ha", ["env", "SCENARIO=ha", "pytest", "tests/molecule"])
     with fleet_of(tally, "local", ["make", "up"]):
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
         run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
         run(tally, "recoveries long", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "long"])
+        run(tally, "rollouts all", ["env", "REPEATS=5", "pytest", "tests/drills/test_rollout.py"])
 
 
 @contextmanager

@@ -49,9 +49,10 @@ class Builder:
         archive = self.root / f"toy-{version}.tar.gz"
         pack(tree, archive)
         self.signer.sign(archive, version)
+        release = {"name": "toy", "version": version, "commit": said["commit"], "archive": archive.name,
+                   "sha256": sha256(archive), "size": archive.stat().st_size, "space": 1000}  # fmt: skip
         return {
-            "owner": "toy", "root": str(self.root / "opt"), "name": "toy", "version": version,
-            "sha256": sha256(archive), "size": archive.stat().st_size, "space": 1000, "archive": str(archive),
+            "owner": "toy", "root": str(self.root / "opt"), "release": release, "archive": str(archive),
             "signature": signature(archive).read_text(), "public_key": self.signer.public, "activate": True,
             "record": str(self.root / "record"), "keep": 0, **more,
         }  # fmt: skip
@@ -101,7 +102,7 @@ def test_the_host_says_what_it_was_given(module: ModuleType, builder: Builder, t
     assert not (tmp_path / "record").exists()
     apply(module, first)
     said = json.loads((tmp_path / "record").read_text())
-    assert (said["version"], said["sha256"], said["commit"]) == ("1.0", first["sha256"], "c0ffee")
+    assert (said["version"], said["sha256"], said["commit"]) == ("1.0", first["release"]["sha256"], "c0ffee")
     assert said["at"].endswith("+00:00")
     assert not apply(module, first)["changed"]
     assert json.loads((tmp_path / "record").read_text()) == said, "`at` is when it was given"
@@ -112,6 +113,17 @@ def test_the_host_says_what_it_was_given(module: ModuleType, builder: Builder, t
         assert json.loads((tmp_path / "record").read_text())["version"] == "1.0"
     apply(module, builder.params("2.0"))
     assert json.loads((tmp_path / "record").read_text())["version"] == "2.0"
+
+
+def test_each_release_keeps_its_record_beside_it(module: ModuleType, builder: Builder, tmp_path: Path) -> None:
+    first = builder.params("1.0")
+    apply(module, {**first, "activate": False})
+    kept = tmp_path / "opt/records/1.0.json"
+    assert json.loads(kept.read_text()).items() >= first["release"].items()
+    # A host that was set up before records were kept.
+    kept.unlink()
+    assert apply(module, {**first, "activate": False})["changed"] and kept.exists()
+    assert not apply(module, {**first, "activate": False})["changed"]
 
 
 def test_unpacking_alone_leaves_the_running_release(module: ModuleType, builder: Builder, tmp_path: Path) -> None:
@@ -135,7 +147,7 @@ def alter(params: dict[str, Any]) -> dict[str, Any]:
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
-    return {**params, "sha256": sha256(archive)}
+    return {**params, "release": {**params["release"], "sha256": sha256(archive)}}
 
 
 def damage(params: dict[str, Any]) -> dict[str, Any]:
@@ -192,8 +204,10 @@ def test_a_bad_release_is_refused_before_it_is_unpacked(
 
 
 def test_without_room_it_does_not_even_travel(module: ModuleType, builder: Builder, tmp_path: Path) -> None:
+    params = builder.params("1.0")
+    params["release"]["space"] = 10**16
     with pytest.raises(module.ReleaseError, match=r"needs 9536743164 with 200 to spare: free \d+ MiB"):
-        module.apply({**builder.params("1.0", space=10**16), "archive": None}, check=False)
+        module.apply({**params, "archive": None}, check=False)
     assert not (tmp_path / "opt").exists()
 
 
@@ -230,7 +244,8 @@ def test_an_archive_without_a_manifest_is_no_release(module: ModuleType, builder
     with tarfile.open(params["archive"], "w:gz") as tar:
         tar.add(tmp_path / "trees/1.0/toy.py", "toy.py")
     builder.signer.sign(Path(params["archive"]), "1.0")
-    params |= {"signature": signature(Path(params["archive"])).read_text(), "sha256": sha256(Path(params["archive"]))}
+    params["signature"] = signature(Path(params["archive"])).read_text()
+    params["release"]["sha256"] = sha256(Path(params["archive"]))
     with pytest.raises(module.ReleaseError, match="does not begin with a manifest"):
         apply(module, params)
 
@@ -239,7 +254,7 @@ def test_without_a_key_the_checksum_counts(module: ModuleType, builder: Builder,
     """For what carries signatures of its own, as the apt repository does."""
     params = builder.params("1.0", public_key=None, signature="", record=None)
     with pytest.raises(module.ReleaseError, match="SHA-256"):
-        apply(module, {**params, "sha256": "0" * 64})
+        apply(module, {**params, "release": {**params["release"], "sha256": "0" * 64}})
     assert apply(module, params)["changed"]
     assert not apply(module, params)["changed"]
 
@@ -271,6 +286,7 @@ def test_the_five_last_used_stay_and_only_when_told_to_go(module: ModuleType, bu
     assert len(releases(tmp_path)) == 8
     assert apply(module, builder.params("1.6", keep=5))["changed"]
     assert releases(tmp_path) == ["1.2", "1.3", "1.4", "1.5", "1.6"]
+    assert sorted(path.stem for path in (tmp_path / "opt/records").iterdir()) == releases(tmp_path)
     assert not apply(module, builder.params("1.6", keep=5))["changed"]
 
 

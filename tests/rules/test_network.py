@@ -13,6 +13,8 @@ EXAMPLES = "inventories/*/group_vars/all/vault.yml.example"
 
 # What Ansible gives to the wiring, besides the inventory.
 MAGIC = {"groups", "group_names", "hostvars", "inventory_dir", "inventory_hostname", "item", "lookup", "omit", "query"}
+# What a play finds out: ansible/release.yml.
+MAGIC |= {"fleet_release"}
 
 # host:port, "port 5432", "port = 5432", "listen 443".
 PORT_LITERAL = r"(?<![\d:])[\w\]]:(\d{3,5})\b(?!:)|\b(?:port|listen)\b[\s=:]{1,4}(\d{2,5})\b"

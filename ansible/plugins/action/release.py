@@ -9,7 +9,8 @@
         public_key: RWQ...           # refuse what this key has not signed, or was made for another host; without one
                                      # only the checksum counts (the apt repository carries signatures of its own)
         activate: false              # true: also point `current` at it
-        record: /etc/arches/release  # says what the host was given, and when; written with `activate`
+        record: /etc/arches/release  # says what the host was given, and when; written with `activate`. Beside the
+                                     # releases, in records/, each has its own
         keep: 5                      # remove all but the last five that were current; not given: remove nothing
 
 Result: changed, previous (version that `current` named before), path, recorded (whether the record named the release
@@ -46,8 +47,7 @@ class ActionModule(ActionBase):
             }
         )
         release = args["release"]
-        wanted = {key: args[key] for key in ("owner", "root", "public_key", "activate", "record", "keep")}
-        wanted |= {key: release[key] for key in ("name", "version", "sha256", "size", "space") if key in release}
+        wanted = {key: args[key] for key in ("owner", "root", "release", "public_key", "activate", "record", "keep")}
         result = self._ask(wanted, task_vars)
         if result.get("wanted"):
             archive = os.path.join(args["archives"], release["archive"])

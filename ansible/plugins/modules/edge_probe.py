@@ -9,8 +9,11 @@
         timeout_s: 60
       delegate_to: localhost
 
-Each edge is given a new user (an address that nobody reads), a session, and an artifact that is written, read back and
-removed. The user stays. Safe to repeat.
+With `served_by` (a host's name) and `release` it asks instead until that host has answered through every edge
+`ANSWERS` times, each time with that release: the gate that a host passes which took a release into service.
+
+Otherwise each edge is given a new user (an address that nobody reads), a session, and an artifact that is written,
+read back and removed. The user stays. Safe to repeat.
 
 Result: edges (for each: first_write_s, seconds until a write was acknowledged, and read_s, until it was read back).
 """
@@ -26,6 +29,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.json_https import NoAnswer, Response, ask, in_parallel
 
 PAUSE_S = 0.3
+# Of the host that is asked for, one after the other.
+ANSWERS = 5
 # One request may wait for a leader this long; then another one is more likely to be answered.
 ANSWER_S = 10.0
 
@@ -64,6 +69,22 @@ def probe(edge: Edge, domain: str) -> tuple[float, float]:
     return written, was_read
 
 
+def gate(edge: Edge, host: str, release: str, seconds: float) -> dict[str, float]:
+    """Ask until a host has answered often enough with this release. Raises NoAnswer when it answers otherwise."""
+    began, answers = time.monotonic(), 0
+    while answers < ANSWERS:
+        answer = ask(f"{edge.url}/health/ready", context=edge.context, address=edge.address, timeout=ANSWER_S)
+        if time.monotonic() > began + seconds:
+            raise NoAnswer(edge.url, f"{host} is given no requests")
+        if answer.headers.get("x-served-by") != host:
+            continue
+        found = answer.body.get("release") if isinstance(answer.body, dict) else None
+        if (answer.status, found) != (200, release):
+            raise NoAnswer(edge.url, f"{host} answered {answer.status}, release {found} instead of {release}")
+        answers += 1
+    return {"passed_s": round(time.monotonic() - began, 2)}
+
+
 def until_it_works(edge: Edge, domain: str, seconds: float) -> dict[str, float]:
     """Probe again and again. Raises NoAnswer with the last reason after `seconds`."""
     began = time.monotonic()
@@ -87,7 +108,10 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "ca_certificate": {"type": "str", "required": True},
             "timeout_s": {"type": "int", "default": 60},
+            "served_by": {"type": "str"},
+            "release": {"type": "str"},
         },
+        required_together=[("served_by", "release")],
     )
     params = module.params
     context = ssl.create_default_context()
@@ -96,11 +120,16 @@ def main() -> None:
     domain = params["name"].partition(".")[2]
 
     def asked(address: str) -> dict[str, float]:
-        return until_it_works(Edge(address, url, context), domain, params["timeout_s"])
+        edge = Edge(address, url, context)
+        if params["served_by"]:
+            return gate(edge, params["served_by"], params["release"], params["timeout_s"])
+        return until_it_works(edge, domain, params["timeout_s"])
 
     names = {address: name for name, address in params["addresses"].items()}
     said = {names[address]: answer for address, answer in in_parallel(asked, names).items()}
     silent = [f"{name}: {answer}" for name, answer in said.items() if isinstance(answer, NoAnswer)]
+    if silent and params["served_by"]:
+        module.fail_json(msg=f"The gate at the edge stays closed: {'; '.join(silent)}.")
     if silent:
         module.fail_json(
             msg=f"No write and read through the edge within {params['timeout_s']} s: {'; '.join(silent)}. "

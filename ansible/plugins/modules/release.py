@@ -1,13 +1,15 @@
 """Unpack a release beside the earlier ones and make it the current one. The target side of the action `release`.
 
-Layout: `<root>/releases/<version>/` (never changed once it is there) and `<root>/current`, a link that is swapped by
-rename. Nothing is unpacked before the archive is known to be signed by the fleet's key, made for this host, and to find
-room. A release that was cut off half way is invisible: it gets its name only when it is whole and on the disk.
+Layout: `<root>/releases/<version>/` (never changed once it is there), `<root>/records/<version>.json` (what is known of
+it, where a record is wanted) and `<root>/current`, a link that is swapped by rename. Nothing is unpacked before the
+archive is known to be signed by the fleet's key, made for this host, and to find room. A release that was cut off half
+way is invisible: it gets its name only when it is whole and on the disk.
 """
 
 from __future__ import annotations
 
 import compileall
+import contextlib
 import datetime
 import errno
 import hashlib
@@ -153,23 +155,20 @@ def swap(link: str, target: str) -> None:
     os.replace(fresh, link)
 
 
-def is_recorded(file: str, version: str, sha256: str) -> bool:
-    """Whether the host's record already names the release."""
+def is_recorded(file: str, release: dict[str, t.Any]) -> bool:
+    """Whether a record is there and says this; the time in it does not count."""
     try:
         with open(file, encoding="utf-8") as stream:
             known = json.load(stream)
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(known, dict) and known.get("version") == version and known.get("sha256") == sha256
+    return isinstance(known, dict) and {**known, "at": None} == {**release, "at": None}
 
 
-def record(file: str, target: str, sha256: str) -> None:
-    """Say on the host what it was given: version, sha256, commit (empty: a working tree), and when."""
-    with open(os.path.join(target, "manifest.json"), encoding="utf-8") as stream:
-        manifest = json.load(stream)
+def record(file: str, release: dict[str, t.Any]) -> None:
+    """Say on the host what it was given, and when."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")  # noqa: UP017
-    known = {"version": manifest["version"], "sha256": sha256, "commit": manifest["commit"], "at": now}
-    write(file, json.dumps(known) + "\n")
+    write(file, json.dumps({**release, "at": now}) + "\n")
 
 
 def stale(releases: str, used: set[str], keep: int) -> list[str]:
@@ -183,12 +182,12 @@ def stale(releases: str, used: set[str], keep: int) -> list[str]:
 
 def stage(params: dict[str, t.Any], target: str) -> None:
     """Unpack the archive once everything that can be checked has been. Raises ReleaseError."""
-    archive, parent = params["archive"], os.path.dirname(target)
-    require_sum(archive, params["sha256"])
+    archive, parent, release = params["archive"], os.path.dirname(target), params["release"]
+    require_sum(archive, release["sha256"])
     if params["public_key"] is not None:
         require_signature(archive, params["signature"], params["public_key"])
         manifest = manifest_of(archive)
-        require_fit(manifest, params["name"], params["version"])
+        require_fit(manifest, release["name"], release["version"])
         require_room(parent, manifest["space"])
     unpack(archive, target)
 
@@ -201,35 +200,43 @@ def apply(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
     :raises ReleaseError: naming the fix.
     """
     releases, link = os.path.join(params["root"], "releases"), os.path.join(params["root"], "current")
-    target = os.path.join(releases, params["version"])
+    release, version = params["release"], params["release"]["version"]
+    target, known = os.path.join(releases, version), os.path.join(params["root"], "records", f"{version}.json")
     before = os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
     unpacked = os.path.isdir(target)
-    moves = params["activate"] and before != params["version"]
-    recorded = not params["record"] or is_recorded(params["record"], params["version"], params["sha256"])
+    moves = params["activate"] and before != version
+    # The record that goes with the release, and the host's own, which names the current one.
+    keeps = bool(params["record"]) and not is_recorded(known, release)
+    recorded = not params["record"] or is_recorded(params["record"], release)
     names = params["activate"] and not recorded
     result = {
-        "changed": not unpacked or moves or names,
+        "changed": not unpacked or moves or names or keeps,
         "previous": before,
         "path": target,
         "recorded": recorded,
         "wanted": False,
     }
     if moves:
-        result["diff"] = {"before": f"current: {before}\n", "after": f"current: {params['version']}\n"}
+        result["diff"] = {"before": f"current: {before}\n", "after": f"current: {version}\n"}
     if check:
         return result
     if not unpacked:
         if params["archive"] is None:
-            require_room(releases, params["size"] + params["space"])
+            require_room(releases, release.get("size", 0) + release.get("space", 0))
             return {**result, "wanted": True}
         stage(params, target)
+    if keeps:
+        os.makedirs(os.path.dirname(known), exist_ok=True)
+        record(known, release)
     if moves:
         owe(os.path.join(PENDING, params["owner"]), "restart")
         os.utime(target)
-        swap(link, os.path.join("releases", params["version"]))
+        swap(link, os.path.join("releases", version))
     if names:
-        record(params["record"], target, params["sha256"])
-    for path in stale(releases, {before, params["version"]}, params["keep"]) if params["keep"] else []:
+        record(params["record"], release)
+    for path in stale(releases, {before, version}, params["keep"]) if params["keep"] else []:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(params["root"], "records", f"{os.path.basename(path)}.json"))
         shutil.rmtree(path)
         result["changed"] = True
     return result
@@ -241,11 +248,7 @@ def main() -> None:
         argument_spec={
             "owner": {"type": "str", "required": True},
             "root": {"type": "path", "required": True},
-            "name": {"type": "str", "required": True},
-            "version": {"type": "str", "required": True},
-            "sha256": {"type": "str", "required": True},
-            "size": {"type": "int", "default": 0},
-            "space": {"type": "int", "default": 0},
+            "release": {"type": "dict", "required": True},
             "archive": {"type": "path"},
             "signature": {"type": "str", "default": ""},
             "public_key": {"type": "str", "no_log": False},
@@ -260,7 +263,7 @@ def main() -> None:
     try:
         module.exit_json(**apply(module.params, module.check_mode))
     except (ReleaseError, tarfile.TarError) as error:
-        release = f"{module.params['name']} {module.params['version']}"
+        release = f"{module.params['release']['name']} {module.params['release']['version']}"
         module.fail_json(msg=f"{release} was not unpacked, and nothing was changed: {error}")
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror

@@ -6,83 +6,19 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from testinfra.host import Host
 
+from lib.api_host import answered, pids, property_of, stream
 from lib.waiting import wait_for
 
 PROJECT = Path(__file__).parents[5]
-INSTANCES = ("api@1", "api@2")
 CURRENT = "/opt/arches/current"
 RELEASES = PROJECT / "inventories/local/.state/releases"
-
-
-@pytest.fixture(scope="module")
-def address(host: Host) -> str:
-    return str(host.ansible.get_variables()["ansible_host"])
-
-
-@pytest.fixture
-def api(host: Host, address: str) -> Iterator[httpx.Client]:
-    """A client that opens a connection for every request, as the edge does."""
-    wait_for("the API runs", lambda: all(property_of(host, unit, "SubState") == "running" for unit in INSTANCES), 60)
-    headers = {"Connection": "close"}
-    with httpx.Client(base_url=f"http://{address}:8080", headers=headers, timeout=30) as client:
-        yield client
-
-
-def property_of(host: Host, unit: str, name: str) -> str:
-    """A property of a unit, as systemd says it."""
-    return str(host.check_output("systemctl show --property=%s --value %s", name, unit))
-
-
-def pids(host: Host) -> list[str]:
-    """Main process of each instance."""
-    return [property_of(host, unit, "MainPID") for unit in INSTANCES]
-
-
-def answered(host: Host, port: int) -> float:
-    """Answers of one instance so far, by its own metrics, which are read on the host only."""
-    ask = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
-    lines = host.check_output("python3 -c %s", ask).splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("arches_http_requests_total{"))
-
-
-@contextmanager
-def stream(api: httpx.Client, workers: int = 4) -> Iterator[Counter[str]]:
-    """Requests without a pause, half of them POST, each on a connection of its own; counts what came back."""
-    outcomes: Counter[str] = Counter()
-    ends = threading.Event()
-
-    def ask(number: int) -> None:
-        while not ends.is_set():
-            try:
-                if number % 2:
-                    outcome = str(api.get("/health/live").status_code)
-                else:
-                    # Refused by the first check of the body: cheap, and never stored twice.
-                    outcome = str(api.post("/v1/auth/login", json={"email": 1}).status_code)
-            except httpx.HTTPError as error:
-                outcome = repr(error)
-            outcomes[outcome] += 1
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_for("requests are under way", lambda: outcomes.total() > workers, timeout_s=30)
-        yield outcomes
-    finally:
-        ends.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_a_user_registers_and_stores_a_text(api: httpx.Client) -> None:
@@ -329,7 +265,7 @@ def test_the_units_have_few_rights(host: Host) -> None:
     assert property_of(host, "api@1", "User") == "arches"
     assert property_of(host, "api@1", "TimeoutStopUSec") == "35s"
     assert property_of(host, "api@1", "Slice") == "api.slice"
-    assert property_of(host, "api.slice", "MemoryMax") == str(256 * 1024**2)
+    assert property_of(host, "api.slice", "MemoryMax") == str(384 * 1024**2)
     status = dict(
         line.split(":\t", 1) for line in host.file(f"/proc/{pids(host)[0]}/status").content_string.splitlines()
     )
