@@ -59,6 +59,19 @@ def test_empty_host_is_not_started_as_leader(own: object, empty: bool, dangerous
     assert leader.is_dangerous("a", own, empty, MEMBERS) is dangerous
 
 
+@pytest.mark.parametrize(
+    ("role", "everything"),
+    [
+        (["master", 90, [["b", "6379", "90"], ["c", "6379", "95"]]], True),
+        (["master", 90, [["b", "6379", "90"], ["c", "6379", "89"]]], False),  # the Sentinels might choose c
+        (["master", 90, []], False),
+        (["slave", "a", 6379, "connected", 90], False),
+    ],
+)
+def test_a_leader_hands_over_when_every_replica_has_everything(role: list[object], everything: bool) -> None:
+    assert leader.has_everything(role) is everything
+
+
 def test_roles_are_read() -> None:
     assert leader.read_role(Answer("a"), ["master", 9, [["b", "6379", "9"]]]).replicas == 1
     replica = leader.read_role(Answer("b"), ["slave", "a", 6379, "connected", 9])

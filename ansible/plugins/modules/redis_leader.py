@@ -9,8 +9,10 @@
         data_directory: /var/lib/redis
       register: __leader
 
-state: `known` (the default) only asks; `handed_over` makes another member lead when this one does; `settled` waits
-until this member leads or follows without a gap, and its Sentinel sees a quorum.
+state: `known` (the default) only asks; `handed_over` makes another member lead when this one does, without losing a
+write: writes wait (CLIENT PAUSE) until the replicas have everything, the Sentinels choose one of them, and this member
+follows it at once, not only when the Sentinels come to it (8 s later); `settled` waits until this member leads or
+follows without a gap, and its Sentinel sees a quorum.
 
 Result: leader (name and address), leads (whether it is this member), new (whether nobody led before: then the first
 member by name is to lead), changed. An empty member is never named leader of members that have data: starting it
@@ -27,7 +29,9 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.resp import ConnectError, Connection, Reply, ReplyError
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.1
+# Writes go on by themselves after this, whatever becomes of us. By then the Sentinels have changed the former leader.
+PAUSE_MS = 15_000
 
 
 class LeaderError(Exception):
@@ -159,6 +163,24 @@ def wait_for(condition: t.Callable[[], t.Any], seconds: float, otherwise: str) -
     raise LeaderError(f"{otherwise} (waited {seconds:.0f} s).{last}")
 
 
+def has_everything(role: Reply) -> bool:
+    """Whether all replicas that a leader's ROLE lists have acknowledged all that it has written."""
+    if not isinstance(role, list) or role[0] != "master" or not isinstance(role[2], list):
+        return False
+    acknowledged = [int(str(replica[2])) for replica in role[2] if isinstance(replica, list)]
+    return bool(acknowledged) and min(acknowledged) >= int(str(role[1]))
+
+
+def follow(server: Connection, leader: str, port: int) -> None:
+    """Make a server follow another, as a Sentinel does: its clients have to ask anew who leads."""
+    server.call("MULTI")
+    server.call("REPLICAOF", leader, port)
+    server.call("CONFIG", "REWRITE")
+    server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    server.call("CLIENT", "UNPAUSE")
+    server.call("EXEC")
+
+
 class Set:
     """The members as seen from one of them."""
 
@@ -184,8 +206,20 @@ class Set:
         """Make another member lead if this one does; True when that was needed. Raises LeaderError."""
         if len(self.members) == 1 or ask(Member("", self.own), self.access).role != "master":
             return False
-        wait_for(self._start_failover, self.seconds, "The Sentinel starts no failover")
-        wait_for(self._took_over, self.seconds, f"{self.name(self.own)} still leads after SENTINEL FAILOVER")
+        wait_for(self._may_hand_over, self.seconds, f"{self.name(self.own)} cannot hand over")
+        with self.access.server(self.own) as server:
+            server.call("CLIENT", "PAUSE", PAUSE_MS, "WRITE")
+            try:
+                caught_up = f"The replicas of {self.name(self.own)} do not catch up; it goes on"
+                wait_for(lambda: has_everything(server.call("ROLE")), PAUSE_MS / 3000, caught_up)
+                wait_for(self._start_failover, PAUSE_MS / 3000, "The Sentinel starts no failover")
+            except LeaderError:
+                server.call("CLIENT", "UNPAUSE")
+                raise
+            # From here on writes stay where they are: nobody can say that they would not be lost.
+            new = wait_for(self._chosen, self.seconds, f"{self.name(self.own)} still leads after SENTINEL FAILOVER")
+            follow(server, new, self.access.port)
+        wait_for(self._took_over, self.seconds, f"{self.name(self.own)} does not follow {self.name(new)}")
         return True
 
     def settled(self) -> None:
@@ -199,6 +233,19 @@ class Set:
     def _start_failover(self) -> Reply:
         with self.access.sentinel(self.own) as sentinel:
             return sentinel.call("SENTINEL", "FAILOVER", self.access.monitor)
+
+    def _may_hand_over(self) -> bool:
+        with self.access.sentinel(self.own) as sentinel:
+            sentinel.call("SENTINEL", "CKQUORUM", self.access.monitor)
+        others = [member for member in self.members if member.address != self.own]
+        return any(answer.in_sync for answer in ask_all(others, self.access))
+
+    def _chosen(self) -> str | None:
+        answers = {answer.address: answer for answer in ask_all(self.members, self.access)}
+        said = [answer.sentinel[1] for answer in answers.values() if answer.sentinel]
+        new = max(said, key=said.count, default=self.own)
+        agreed = said.count(new) > len(self.members) // 2
+        return new if agreed and new != self.own and answers[new].role == "master" else None
 
     def _took_over(self) -> bool:
         answers = {answer.address: answer for answer in ask_all(self.members, self.access)}

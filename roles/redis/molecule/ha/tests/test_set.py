@@ -1,9 +1,19 @@
 """Three Redis hosts. The tests follow one another: each leaves a whole set to the next."""
 
+import itertools
+import os
 import shlex
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
 from testinfra.host import Host
 
 from lib.scenario import PROJECT, machine, play
@@ -128,3 +138,71 @@ def test_restart_rolls_and_the_leader_hands_over() -> None:
         assert redis(machine(name), "GET", "kept") == "1"
         assert redis(machine(name), "ACL", "LOG") == ""
     assert sum(play(PROJECT / "molecule/converge.yml", changed).values()) == 0
+
+
+class Writer(threading.Thread):
+    """Writes one key after the other as the API does: it asks the Sentinels who leads, and tries again for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tls = {"ssl": True, "ssl_ca_certs": f"{os.environ['MOLECULE_EPHEMERAL_DIRECTORY']}/ca.crt"}
+        account = {"username": "app", "password": "app-secret", "socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
+        hosts = [(address(name), 26379) for name in NAMES]
+        self.leader = Sentinel(hosts, sentinel_kwargs=account | tls).master_for("arches", **account, **tls)
+        self.acknowledged: list[str] = []
+        self.refusals: Counter[str] = Counter()
+        self.worst_s = 0.0
+        self.ends = threading.Event()
+
+    def run(self) -> None:
+        for number in itertools.count():
+            if self.ends.is_set():
+                return
+            began = time.monotonic()
+            while not self.written(f"write-{number}") and time.monotonic() < began + 30:
+                pass
+            self.worst_s = max(self.worst_s, time.monotonic() - began)
+
+    def written(self, key: str) -> bool:
+        """One try."""
+        try:
+            self.leader.set(key, "1")
+        except RedisError as error:
+            self.refusals[f"{type(error).__name__}: {error}"] += 1
+            return False
+        self.acknowledged.append(key)
+        return True
+
+
+def test_handing_over_loses_no_acknowledged_write() -> None:
+    """What a planned switchover does. A SENTINEL FAILOVER alone loses what is written until the old leader follows."""
+    old = agreed()
+    writer = Writer()
+    writer.start()
+    fact("the writer is at work", lambda: len(writer.acknowledged) > 100)
+    play(SCENARIO / "hand_over.yml", {}, "--limit", old)
+    seen = len(writer.acknowledged)
+    fact("the writer goes on", lambda: len(writer.acknowledged) > seen + 100)
+    writer.ends.set()
+    writer.join()
+    fact("a whole set", whole)
+    assert agreed() != old
+    present = writer.leader.exists(*writer.acknowledged)
+    print(f"{len(writer.acknowledged)} writes, the worst took {writer.worst_s:.1f} s: {writer.refusals}")
+    assert present == len(writer.acknowledged)
+    assert writer.worst_s < 5, writer.refusals
+    assert redis(machine(old), "ACL", "LOG") == ""
+
+
+def test_nothing_moves_while_a_switchover_is_not_possible() -> None:
+    old = agreed()
+    others = [name for name in NAMES if name != old]
+    for name in others:
+        machine(name).check_output("systemctl stop redis-server")
+    with pytest.raises(AssertionError, match="cannot hand over"):
+        play(SCENARIO / "hand_over.yml", {}, "--limit", old)
+    for name in others:
+        machine(name).check_output("systemctl start redis-server")
+    fact("a whole set", whole)
+    assert agreed() == old
+    assert redis(machine(old), "SET", "goes-on", "1") == "OK"
