@@ -42,8 +42,8 @@ PREFLIGHT_REQUESTS = 200
 
 # A rollout is stopped at so many errors (5xx) if they are more than this share of the answers ...
 ERRORS, ERROR_SHARE = 5, 0.01
-# ... or when the 99th percentile is so many times what it was; faster than the floor (seconds) is fast enough. With
-# fewer answers than this, on either side, a percentile says nothing.
+# ... or when the median or the 99th percentile is so many times what it was; faster than the floor (seconds) is fast
+# enough. With fewer answers than this, on either side, neither says anything.
 SLOWER, FLOOR, ENOUGH = 3.0, 0.1, 100
 
 
@@ -70,12 +70,15 @@ class Figures:
         buckets = {limit: self.buckets.get(limit, 0) + sign * other.buckets.get(limit, 0) for limit in limits}
         return Figures(self.answers + sign * other.answers, self.errors + sign * other.errors, buckets)
 
-    def p99(self) -> float:
-        """The 99th percentile in seconds, interpolated inside its bucket as Prometheus does; 0 without answers."""
+    def quantile(self, share: float) -> float:
+        """What this share of the answers took at most, in seconds; 0 without answers.
+
+        Interpolated inside its bucket as Prometheus' histogram_quantile does.
+        """
         ordered = sorted(self.buckets.items())
         if not ordered or not ordered[-1][1]:
             return 0.0
-        rank, low, below = 0.99 * ordered[-1][1], 0.0, 0.0
+        rank, low, below = share * ordered[-1][1], 0.0, 0.0
         for limit, count in ordered:
             if count >= rank:
                 return low if limit == float("inf") else low + (limit - low) * (rank - below) / (count - below)
@@ -84,7 +87,11 @@ class Figures:
 
     def told(self) -> dict[str, float]:
         """For people: counts, and the percentile in milliseconds."""
-        return {"answers": int(self.answers), "errors": int(self.errors), "p99_ms": round(self.p99() * 1000, 1)}
+        return {
+            "answers": int(self.answers),
+            "errors": int(self.errors),
+            "p99_ms": round(self.quantile(0.99) * 1000, 1),
+        }
 
 
 def read_figures(text: str) -> Figures:
@@ -115,10 +122,11 @@ def too_slow(before: Figures, now: Figures) -> str:
     """Why the answers of now take too long beside those before; empty when they do not."""
     if min(before.answers, now.answers) < ENOUGH:
         return ""
-    was, is_now = before.p99(), now.p99()
-    if is_now <= max(SLOWER * was, FLOOR):
-        return ""
-    return f"its 99th percentile is {is_now * 1000:.0f} ms, and was {was * 1000:.0f} ms before"
+    for name, share in (("median", 0.5), ("99th percentile", 0.99)):
+        was, is_now = before.quantile(share), now.quantile(share)
+        if is_now > max(SLOWER * was, FLOOR):
+            return f"its {name} is {is_now * 1000:.0f} ms, and was {was * 1000:.0f} ms before"
+    return ""
 
 
 class Host:

@@ -94,6 +94,16 @@ def test_a_host_can_leave_the_rotation_and_return(host: Host, api: httpx.Client)
     assert api.get("/health/live").status_code == 200
 
 
+def test_a_host_leaves_the_rotation_by_refusing_whoever_comes(host: Host, api: httpx.Client) -> None:
+    """The edge then takes the next host; nothing that has come is broken off."""
+    with stream(api) as outcomes:
+        play("roles/api/molecule/default/rotation.yml", "-e", "step=leave")
+    assert {outcome for outcome in outcomes if not outcome.startswith("ConnectError")} == {"200", "422"}, outcomes
+    play("roles/api/molecule/default/rotation.yml", "-e", "step=join")
+    assert api.get("/health/live").status_code == 200
+    assert host.check_output("nft list tables").find("arches_away") == -1
+
+
 def converge(*options: str, succeeds: bool = True) -> str:
     """Run the scenario's playbook again; returns its output."""
     return play("roles/api/molecule/default/converge.yml", *options, succeeds=succeeds)
