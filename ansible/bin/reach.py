@@ -49,7 +49,12 @@ def first(listed: dict[str, Any], service: str, product: str) -> tuple[str, dict
 
 
 def ssh(inventory: Path | str, host: str, variables: dict[str, Any], *options: str) -> list[str]:
-    """The ssh command to a host: by the file that local machines come with, else as `ops` at its address."""
+    """The ssh command to a host: by the file that local machines come with, else as `ops` at its address.
+
+    With the key that `make access` has written, where it has; else with the caller's own.
+    """
     if variables["machine_provider"] == "nspawn":
         return ["ssh", "-F", f"{inventory}/.state/ssh/config", *options, host]
-    return ["ssh", "-l", "ops", *options, str(variables["address"])]
+    key = Path(inventory) / ".state" / "ssh" / "id_ed25519"
+    own = ["-i", str(key), "-o", f"UserKnownHostsFile={key.with_name('known_hosts')}"] if key.exists() else []
+    return ["ssh", "-l", "ops", *own, *options, str(variables["address"])]

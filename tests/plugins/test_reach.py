@@ -42,6 +42,15 @@ def test_any_other_host_is_reached_as_ops_at_its_address() -> None:
     assert reach.ssh(inventory, host, variables, *SSH) == ["ssh", "-l", "ops", *SSH, variables["address"]]
 
 
+def test_the_key_that_access_has_written_is_used(tmp_path: Path) -> None:
+    key = tmp_path / ".state/ssh/id_ed25519"
+    key.parent.mkdir(parents=True)
+    key.touch()
+    own = ["-i", str(key), "-o", f"UserKnownHostsFile={tmp_path}/.state/ssh/known_hosts"]
+    variables = {"machine_provider": "none", "address": "192.0.2.1"}
+    assert reach.ssh(tmp_path, "api1", variables, *SSH) == ["ssh", "-l", "ops", *own, *SSH, "192.0.2.1"]
+
+
 def test_an_environment_without_the_host_says_so() -> None:
     listed = reach.read(PROJECT / "inventories/dev")
     with pytest.raises(reach.Refused, match=r"nobody runs `loki` in dev .*, so there is no Loki"):
