@@ -58,14 +58,45 @@ migrate: environment ## The database's schema: make migrate WHAT=plan, status or
 release: environment ## Build, sign and publish a tag's release into dist/: make release VERSION=v1.4.0 (OLDER=1 when a newer tag is there)
 	$(PLAY) ansible/release_tag.yml -e release=$(VERSION) $(if $(OLDER),-e older=true)
 
+preview: environment ## Say what `make site` would change, as a page in Markdown; changes nothing
+	@ansible/bin/preview.py $(INVENTORY)
+
+drift: environment ## Are the hosts what git says? Compared with the commit that was deployed; exit status 2 when they differ
+	@ansible/bin/drift $(INVENTORY)
+
+preflight: environment ## Before a deployment: may it go ahead? (docs/workflows.md)
+	@ansible/bin/preflight $(INVENTORY)
+
+verify: environment ## After a deployment: is all well? (RELEASE=v1.4.0: does it serve everywhere?)
+	@ansible/bin/verify $(INVENTORY) $(if $(RELEASE),--release $(RELEASE))
+
+publish: environment ## Put a tag's release from dist/ onto GitHub, with the commits since the one before: make publish VERSION=v1.4.0
+	@ansible/bin/publish $(VERSION)
+
+access: environment ## Let this computer in by ssh, with what the environment's variables bring (docs/workflows.md)
+	@ansible/bin/access $(INVENTORY)
+
 deploy: environment ## Roll a release out without losing a request: make deploy RELEASE=v1.4.0, or the working tree's (OLDER=1: also an older one; SOAK=20 seconds)
 	$(PLAY) ansible/deploy.yml $(if $(RELEASE),-e release=$(RELEASE)) $(if $(OLDER),-e older=true) $(if $(SOAK),-e soak_s=$(SOAK))
 
 rollback: environment ## Go back to the release that served before, or to a kept one: make rollback RELEASE=v1.3.0
 	$(PLAY) ansible/rollback.yml $(if $(RELEASE),-e release=$(RELEASE))
 
+restart: environment ## Restart every service of the fleet, host by host, without a failed request (EDGE=false leaves the edge out)
+	$(PLAY) ansible/restart.yml $(if $(EDGE),-e edge=$(EDGE))
+
+update: environment ## Bring Debian's packages up to date and reboot where asked for, host by host (REBOOT=always or never; EDGE=false)
+	$(PLAY) ansible/update.yml $(if $(REBOOT),-e reboot=$(REBOOT)) $(if $(EDGE),-e edge=$(EDGE))
+
 switchover: environment ## Have another member lead Postgres, without a failed request (CONFIRM=local says yes)
 	$(PLAY) ansible/recover/postgres-switchover.yml $(if $(CONFIRM),-e confirm=$(CONFIRM))
+
+redis-switchover: environment ## Have another member lead Redis, without losing a write (CONFIRM=local says yes)
+	$(PLAY) ansible/recover/redis-switchover.yml $(if $(CONFIRM),-e confirm=$(CONFIRM))
+
+recover: environment ## A recovery playbook: make recover INCIDENT=redis-switchover CONFIRM=local ARGUMENTS='{"x": 1}' (without CONFIRM it shows its plan)
+	@test -f ansible/recover/$(INCIDENT).yml || { echo "make recover INCIDENT=...: one of $(notdir $(basename $(wildcard ansible/recover/*.yml)))" >&2; exit 2; }
+	$(PLAY) ansible/recover/$(INCIDENT).yml -e "$${ARGUMENTS:-{\}}" $(if $(CONFIRM),-e confirm=$(CONFIRM),--check)
 
 escrow: environment ## Seal what git does not hold and a rebuild needs into one bundle (docs/escrow.md; OUT=file elsewhere; IDENTITY=file opens it at once)
 	$(PLAY) ansible/escrow.yml $(if $(OUT),-e bundle=$(OUT)) $(if $(IDENTITY),-e identity=$(IDENTITY))

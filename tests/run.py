@@ -43,7 +43,7 @@ CHECKS = [
         ["ruff", "check", "."],
         ["mypy"],
         ["yamllint", "--strict", "."],
-        ["pytest", "tests/rules", "tests/plugins"],
+        ["pytest", "tests/rules", "tests/plugins", "tests/workflows/test_workflows.py"],
     ],
 ]
 
@@ -153,6 +153,7 @@ def full(tally: Tally) -> None:
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
         run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
         run(tally, "recoveries long", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "long"])
+        run(tally, "release workflow", ["pytest", "tests/workflows/test_release.py"])
         run(tally, "rollouts all", ["env", "REPEATS=5", "pytest", "tests/drills/test_rollout.py"])
 
 

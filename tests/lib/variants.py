@@ -44,23 +44,31 @@ VARIANTS = {
 }
 
 
+def change(checkout: Path, name: str) -> None:
+    """Make the change of a variant in a checkout.
+
+    :raises ValueError: when the sources no longer contain what the variant replaces.
+    """
+    file, old, new = VARIANTS[name]
+    text = (checkout / file).read_text()
+    if old not in text:
+        raise ValueError(f"{file} no longer contains {old!r}: mend the variant {name} in {__file__}")
+    changed = new.replace("{token}", secrets.token_hex(6))
+    (checkout / file).write_text(text.replace(old, changed, 1) if old else text + changed)
+
+
 def publish(fleet: Fleet, name: str) -> str:
     """Make and publish a variant; returns its version. Each call makes a new one.
 
     :raises ValueError: when the sources no longer contain what the variant replaces.
     :raises artefact.ReleaseError: when it cannot be built.
     """
-    file, old, new = VARIANTS[name]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(REPOSITORY / "app", copy / "app", ignore=shutil.ignore_patterns("__pycache__", ".*"))
         (copy / "requirements").mkdir()
         shutil.copy(REPOSITORY / "requirements/app.txt", copy / "requirements")
-        text = (copy / file).read_text()
-        if old not in text:
-            raise ValueError(f"{file} no longer contains {old!r}: mend the variant {name} in {__file__}")
-        change = new.replace("{token}", secrets.token_hex(6))
-        (copy / file).write_text(text.replace(old, change, 1) if old else text + change)
+        change(copy, name)
         os.environ[KEY_VARIABLE] = (fleet.state / "release.key").read_text()
         signer = Signer.from_environment((fleet.state / "release.pub").read_text().strip())
         store = Store(fleet.state / "releases", signer)

@@ -20,6 +20,9 @@ arches_http_request_seconds_sum{method="GET",route="/v1/me"} 3.0
 """
 
 
+INF = float("inf")
+
+
 def answers(count: float, errors: float = 0, seconds: float = 0.02) -> Figures:
     """So many answers, each of which took at most so long."""
     return Figures(count, errors, {seconds / 2: 0, seconds: count, float("inf"): count})
@@ -33,10 +36,10 @@ def test_metrics_are_added_up_without_health_checks() -> None:
 
 def test_the_percentile_lies_inside_its_bucket_as_prometheus_says() -> None:
     # histogram_quantile(0.99): rank 198 of 200, between 180 (0.1 s) and 200 (0.2 s).
-    assert read_figures(METRICS).p99() == pytest.approx(0.1 + 0.1 * 18 / 20)
-    assert Figures().p99() == 0
+    assert read_figures(METRICS).quantile(0.99) == pytest.approx(0.1 + 0.1 * 18 / 20)
+    assert Figures().quantile(0.99) == 0
     # Beyond the last limit nobody knows how long it took: the limit.
-    assert Figures(10, 0, {1.0: 5, float("inf"): 10}).p99() == 1.0
+    assert Figures(10, 0, {1.0: 5, float("inf"): 10}).quantile(0.99) == 1.0
 
 
 def test_figures_are_added_and_taken_away() -> None:
@@ -65,11 +68,15 @@ def test_errors_are_counted_and_weighed(now: Figures, says: str) -> None:
     ("before", "now", "says"),
     [
         (answers(1000, seconds=0.2), answers(1000, seconds=0.6), ""),
+        (answers(1000, seconds=0.2), answers(1000, seconds=10), "its median is 7500 ms, and was 150 ms before"),
+        # A few were slow before; now all are.
+        (Figures(1000, 0, {0.1: 950, 1: 1000, INF: 1000}), answers(1000), ""),
         (
-            answers(1000, seconds=0.2),
-            answers(1000, seconds=10),
-            "its 99th percentile is 9950 ms, and was 199 ms before",
+            Figures(1000, 0, {0.1: 950, 1: 1000, INF: 1000}),
+            Figures(1000, 0, {0.5: 0, 1: 1000, INF: 1000}),
+            "its median is 750 ms, and was 53 ms before",
         ),
+        (answers(1000), answers(970) + answers(30, seconds=4), "its 99th percentile is 4000 ms, and was 20 ms before"),
         # Slower, and still fast.
         (answers(1000, seconds=FLOOR / 10), answers(1000, seconds=FLOOR), ""),
         # Too little is known, on either side.

@@ -80,9 +80,13 @@ def workflows_are_pinned(repository: Repository) -> Iterator[str]:
         data = repository.data(file)
         if "permissions" not in data:
             yield f"{file}: no `permissions`; write `permissions: {{contents: read}}`"
-        if (data.get("concurrency") or {}).get("cancel-in-progress") is not False:
+        # YAML reads `on` as true. Who is called runs in the caller's turn.
+        called = list(data.get(True, data.get("on")) or {}) == ["workflow_call"]
+        if not called and (data.get("concurrency") or {}).get("cancel-in-progress") is not False:
             yield f"{file}: `concurrency` must say `cancel-in-progress: false`: a run that is cut off proves nothing"
         for name, job in (data.get("jobs") or {}).items():
+            if "uses" in job:
+                continue
             if "vars." not in str(job.get("runs-on")):
                 yield f"{file}: job {name}: `runs-on` must come from a variable, with a default"
             if "timeout-minutes" not in job:
