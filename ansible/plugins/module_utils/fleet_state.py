@@ -69,9 +69,17 @@ def ask_patroni(fleet: Fleet, host: str) -> State:
         "replication": own.get("replication_state"),
         "sync": bool(own.get("quorum_standby") or own.get("sync_standby")),
         "timeline": own.get("timeline"),
+        "lsn": position(own),
         "pending_restart": bool(own.get("pending_restart")),
         "names_leader": leader,
     }
+
+
+def position(own: State) -> int | None:
+    """The end of what a member has written or received, in bytes; None when Postgres does not run."""
+    xlog = own.get("xlog") or {}
+    found = [xlog.get(key) for key in ("location", "received_location", "replayed_location")]
+    return max((int(place) for place in found if place is not None), default=None)
 
 
 def ask_etcd(fleet: Fleet, host: str) -> State:

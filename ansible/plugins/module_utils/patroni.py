@@ -107,6 +107,54 @@ class Patroni:
         self.wait_for(f"{chosen['name']} leads instead of {name}", lambda: self.in_place(False) == "replica", seconds)
         return str(chosen["name"])
 
+    def leader(self) -> str | None:
+        """The running leader's name, or None. Raises NoAnswer."""
+        found = members(self.get("/cluster"))
+        return next((str(m["name"]) for m in found if m["role"] == "leader" and m["state"] == "running"), None)
+
+    def is_followed(self, name: str) -> bool:
+        """Whether this member leads, and a synchronous standby streams from it. Raises NoAnswer."""
+        found = members(self.get("/cluster"))
+        leads = any(m["name"] == name and m["role"] == "leader" and m["state"] == "running" for m in found)
+        return leads and any(m["role"] in SYNC_ROLES and m["state"] == "streaming" for m in found)
+
+    def promote(self, candidate: str, seconds: float) -> str:
+        """Make a member lead although nobody does; the one that has most if the candidate does not run.
+
+        Returns its name. Raises PatroniError, or NoAnswer when Patroni is away.
+        """
+        running = [m for m in members(self.get("/cluster")) if m["state"] in ("running", "streaming", "in archive recovery")]
+        if not running:
+            raise PatroniError(
+                "Nobody leads and no member runs, so nobody can be made the leader. See `journalctl -u patroni` on the "
+                "data hosts: without a member whose data can be used, ansible/recover/postgres-rewind-cluster.yml "
+                "brings the cluster back from the backup."
+            )
+        chosen = next((m for m in running if m["name"] == candidate), None)
+        chosen = chosen or max(running, key=lambda m: (m.get("timeline") or 0, m.get("receive_lsn") or ""))
+        name, url = str(chosen["name"]), str(chosen["api_url"]).removesuffix("/patroni")
+        answer = self.change("POST", "/failover", {"candidate": name}, url)
+        if answer.status not in (200, 202):
+            raise PatroniError(f"Patroni refuses to let {name} lead: {answer.body}")
+        self.wait_for(f"{name} leads", lambda: self.leader() == name, seconds)
+        return name
+
+    def copy_anew(self, seconds: float) -> None:
+        """Copy this standby's data directory from the leader; returns when it runs again.
+
+        Raises PatroniError when Patroni refuses or `seconds` are over, NoAnswer when it is away.
+        """
+
+        def started() -> str | None:
+            state = self.get("/patroni")
+            return str(state.get("postmaster_start_time")) if state.get("state") == "running" else None
+
+        before = started()
+        answer = self.change("POST", "/reinitialize", {"force": True})
+        if answer.status != 200:
+            raise PatroniError(f"Patroni refuses to copy this member anew: {answer.body}")
+        self.wait_for("it runs with a new copy", lambda: (now := started()) and now != before, seconds)
+
     def others_suffice(self, name: str) -> bool:
         """Whether writes go on without this member: another one leads and has another synchronous standby."""
         found = [member for member in members(self.get("/cluster")) if member["name"] != name]

@@ -9,7 +9,8 @@
         data_directory: /var/lib/redis
       register: __leader
 
-state: `known` (the default) only asks; `handed_over` makes another member lead when this one does, without losing a
+state: `known` (the default) only asks; `led` waits until somebody leads, and after `patience` seconds lets this member's
+Sentinel choose without asking the others (docs: SENTINEL FAILOVER), however long the replicas have been without a leader; `handed_over` makes another member lead when this one does, without losing a
 write: writes wait (CLIENT PAUSE) until the replicas have everything, the Sentinels choose one of them, and this member
 follows it at once, not only when the Sentinels come to it (8 s later); `settled` waits until this member leads or
 follows without a gap, and its Sentinel sees a quorum.
@@ -22,6 +23,7 @@ would wipe them.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import time
 import typing as t
@@ -32,6 +34,7 @@ from ansible.module_utils.resp import ConnectError, Connection, Reply, ReplyErro
 POLL_SECONDS = 0.1
 # Writes go on by themselves after this, whatever becomes of us. By then the Sentinels have changed the former leader.
 PAUSE_MS = 15_000
+A_YEAR_MS = 365 * 86_400_000
 
 
 class LeaderError(Exception):
@@ -222,6 +225,22 @@ class Set:
         wait_for(self._took_over, self.seconds, f"{self.name(self.own)} does not follow {self.name(new)}")
         return True
 
+    def led(self, patience: float) -> bool:
+        """Make somebody lead; True when this member's Sentinel had to choose alone. Raises LeaderError."""
+        with contextlib.suppress(LeaderError):
+            wait_for(self._leads_somewhere, patience, "Nobody leads")
+            return False
+        with self.access.sentinel(self.own) as sentinel:
+            down_after = sentinel.table("SENTINEL", "MASTER", self.access.monitor)["down-after-milliseconds"]
+            # A Sentinel takes no replica that was without its leader for more than ten times this.
+            sentinel.call("SENTINEL", "SET", self.access.monitor, "down-after-milliseconds", A_YEAR_MS)
+            try:
+                wait_for(self._start_failover, self.seconds, f"The Sentinel of {self.name(self.own)} chooses nobody")
+                wait_for(self._leads_somewhere, self.seconds, "Nobody leads after SENTINEL FAILOVER")
+            finally:
+                sentinel.call("SENTINEL", "SET", self.access.monitor, "down-after-milliseconds", down_after)
+        return True
+
     def settled(self) -> None:
         """Wait until this member serves its part. Raises LeaderError."""
         wait_for(self._serves, self.seconds, f"{self.name(self.own)} neither leads nor follows in sync")
@@ -229,6 +248,11 @@ class Set:
     def _other_leader(self) -> str | None:
         leader = find_leader(ask_all(self.members, self.access))
         return leader if leader != self.own else None
+
+    def _leads_somewhere(self) -> bool:
+        answers = {answer.address: answer for answer in ask_all(self.members, self.access)}
+        leader = find_leader(list(answers.values()))
+        return leader in answers and answers[leader].role == "master"
 
     def _start_failover(self) -> Reply:
         with self.access.sentinel(self.own) as sentinel:
@@ -280,7 +304,8 @@ def main() -> None:
             "access": {"type": "dict", "required": True},
             "passwords": {"type": "list", "elements": "str", "required": True, "no_log": True},
             "data_directory": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["known", "handed_over", "settled"], "default": "known"},
+            "state": {"type": "str", "choices": ["known", "handed_over", "led", "settled"], "default": "known"},
+            "patience": {"type": "float", "default": 20.0},  # seconds; a failover of the Sentinels' own takes less
             "timeout": {"type": "float", "default": 60.0},  # seconds
         },
         supports_check_mode=True,
@@ -298,6 +323,8 @@ def main() -> None:
     try:
         if given["state"] == "handed_over" and not module.check_mode:
             changed = everyone.handed_over()
+        elif given["state"] == "led" and not module.check_mode:
+            changed = everyone.led(given["patience"])
         elif given["state"] == "settled" and not module.check_mode:
             everyone.settled()
         leader, new = everyone.known(module.check_mode)
