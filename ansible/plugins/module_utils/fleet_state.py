@@ -70,6 +70,7 @@ def ask_patroni(fleet: Fleet, host: str) -> State:
         "sync": bool(own.get("quorum_standby") or own.get("sync_standby")),
         "timeline": own.get("timeline"),
         "lsn": position(own),
+        "replayed_at": (own.get("xlog") or {}).get("replayed_timestamp"),
         "pending_restart": bool(own.get("pending_restart")),
         "names_leader": leader,
     }
@@ -138,9 +139,7 @@ def postgres_state(answers: Mapping[str, State]) -> State:
     leader = votes.most_common(1)[0][0] if votes else None
     if leader is not None and answers.get(leader, {}).get("role") != "primary":
         leader = None  # the lease of one that is gone
-    members = {
-        host: {key: value for key, value in answer.items() if key != "names_leader"} for host, answer in answers.items()
-    }
+    members = {host: dict(answer) for host, answer in answers.items()}
     sync = sorted(host for host, answer in answers.items() if answer["sync"] and answer["replication"] == "streaming")
     return {"leader": leader, "sync": sync, "members": members}
 

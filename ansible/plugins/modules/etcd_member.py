@@ -75,7 +75,13 @@ def decide(name: str, peer_url: str, peers: dict[str, Peer]) -> Plan:
     mine = next((member for member in members if peer_url in member["peerURLs"]), None)
     if mine is not None and not mine.get("clientURLs"):
         return Plan("join", None, members)
-    sick = [f"{peer} ({state.address})" for peer, state in peers.items() if not state.healthy]
+    urls = [url for member in members for url in member["peerURLs"]]
+    # Who is no member (any more) is not waited for.
+    sick = [
+        f"{peer} ({state.address})"
+        for peer, state in peers.items()
+        if not state.healthy and any(f"//{state.address}:" in url for url in urls)
+    ]
     if sick:
         raise EtcdError(
             f"{name} has lost its etcd data, and {', '.join(sick)} is not healthy. A lost member is replaced only "
@@ -186,7 +192,7 @@ def give_place(cluster: Cluster, check: bool) -> tuple[Plan, str]:
             f"Stop it (`systemctl stop etcd`) and run again."
         )
     if not check and plan.kind in ("replace", "add"):
-        via = next(iter(peers))
+        via = next(peer for peer, state in peers.items() if state.healthy)
         if plan.remove:
             cluster.change(via, "remove", {"ID": plan.remove})
         cluster.change(via, "add", {"peerURLs": [url]})

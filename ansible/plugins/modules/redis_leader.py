@@ -10,7 +10,8 @@
       register: __leader
 
 state: `known` (the default) only asks; `led` waits until somebody leads, and after `patience` seconds lets this member's
-Sentinel choose without asking the others (docs: SENTINEL FAILOVER), however long the replicas have been without a leader; `handed_over` makes another member lead when this one does, without losing a
+Sentinel choose without asking the others (docs: SENTINEL FAILOVER), however long the replicas have been without a leader; with `alone` the leader takes writes even
+though no replica follows, until its settings are compared with git again; `handed_over` makes another member lead when this one does, without losing a
 write: writes wait (CLIENT PAUSE) until the replicas have everything, the Sentinels choose one of them, and this member
 follows it at once, not only when the Sentinels come to it (8 s later); `settled` waits until this member leads or
 follows without a gap, and its Sentinel sees a quorum.
@@ -225,6 +226,14 @@ class Set:
         wait_for(self._took_over, self.seconds, f"{self.name(self.own)} does not follow {self.name(new)}")
         return True
 
+    def take_writes_alone(self) -> None:
+        """The leader waits for no replica. Raises LeaderError, ConnectError or ReplyError."""
+        leader = find_leader(ask_all(self.members, self.access))
+        if leader is None:
+            raise LeaderError("Nobody leads, so nobody can take writes.")
+        with self.access.server(leader) as server:
+            server.call("CONFIG", "SET", "min-replicas-to-write", 0)
+
     def led(self, patience: float) -> bool:
         """Make somebody lead; True when this member's Sentinel had to choose alone. Raises LeaderError."""
         with contextlib.suppress(LeaderError):
@@ -305,6 +314,7 @@ def main() -> None:
             "passwords": {"type": "list", "elements": "str", "required": True, "no_log": True},
             "data_directory": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["known", "handed_over", "led", "settled"], "default": "known"},
+            "alone": {"type": "bool", "default": False},
             "patience": {"type": "float", "default": 20.0},  # seconds; a failover of the Sentinels' own takes less
             "timeout": {"type": "float", "default": 60.0},  # seconds
         },
@@ -325,6 +335,8 @@ def main() -> None:
             changed = everyone.handed_over()
         elif given["state"] == "led" and not module.check_mode:
             changed = everyone.led(given["patience"])
+            if given["alone"]:
+                everyone.take_writes_alone()
         elif given["state"] == "settled" and not module.check_mode:
             everyone.settled()
         leader, new = everyone.known(module.check_mode)
