@@ -108,9 +108,17 @@ class Patroni:
         return str(chosen["name"])
 
     def leader(self) -> str | None:
-        """The running leader's name, or None. Raises NoAnswer."""
+        """The name of the leader that says so itself, or None. Raises NoAnswer when this member is away."""
         found = members(self.get("/cluster"))
-        return next((str(m["name"]) for m in found if m["role"] == "leader" and m["state"] == "running"), None)
+        named = next((m for m in found if m["role"] == "leader" and m["state"] == "running"), None)
+        if named is None:
+            return None
+        # The name alone may be that of one who is gone, until its lease runs out.
+        try:
+            leads = ask(named["api_url"].removesuffix("/patroni") + "/primary", context=self.context).status == 200
+        except NoAnswer:
+            return None
+        return str(named["name"]) if leads else None
 
     def is_followed(self, name: str) -> bool:
         """Whether this member leads, and a synchronous standby streams from it. Raises NoAnswer."""
