@@ -36,7 +36,7 @@ def archive_now() -> str:
     machine("data1").check_output("systemctl start arches-canary")
     segment = sql("SELECT pg_walfile_name(pg_switch_wal())")
     archived = "SELECT last_archived_wal FROM pg_stat_archiver"
-    wait_for("WAL is archived", lambda: sql(archived) >= segment, timeout_s=60)
+    wait_for("WAL is archived", lambda: sql(archived) >= segment, timeout_s=LONG_S)
     return segment
 
 
@@ -283,7 +283,7 @@ def test_every_check_speaks_and_can_fail(host: Host) -> None:
     try:
         sql("DELETE FROM victim; UPDATE canary.landmark SET embedding = '[9,9,9]' WHERE id = 1")
         segment = sql("SELECT pg_walfile_name(pg_switch_wal())")
-        wait_for("WAL is archived", lambda: sql("SELECT last_archived_wal FROM pg_stat_archiver") >= segment, 60)
+        wait_for("WAL is archived", lambda: sql("SELECT last_archived_wal FROM pg_stat_archiver") >= segment, LONG_S)
         with settings(host, rpo_s=0):
             made = prove(host)
     finally:
