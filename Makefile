@@ -82,6 +82,9 @@ deploy: environment ## Roll a release out without losing a request: make deploy 
 rollback: environment ## Go back to the release that served before, or to a kept one: make rollback RELEASE=v1.3.0
 	$(PLAY) ansible/rollback.yml $(if $(RELEASE),-e release=$(RELEASE))
 
+scale: environment ## As many API hosts as API= says, without a failed request (REMOVE=api5 empties one where machines are not made from here)
+	$(PLAY) ansible/scale.yml $(if $(API),-e api=$(API)) $(if $(REMOVE),-e remove=$(REMOVE))
+
 restart: environment ## Restart every service of the fleet, host by host, without a failed request (EDGE=false leaves the edge out)
 	$(PLAY) ansible/restart.yml $(if $(EDGE),-e edge=$(EDGE))
 

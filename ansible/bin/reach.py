@@ -18,6 +18,9 @@ def read(inventory: Path) -> dict[str, Any]:
     """The environment in the form of `ansible-inventory --list`. Raises Refused when there is none."""
     try:
         groups = yaml.safe_load((inventory / "hosts.yml").read_text())["all"]["children"]
+        if (scaled := inventory / "scaled.yml").exists():  # written by ansible/scale.yml
+            for name, more in yaml.safe_load(scaled.read_text())["all"]["children"].items():
+                groups[name]["hosts"] |= more["hosts"]
         variables = yaml.safe_load((inventory.parent / "shared" / "services.yml").read_text())
         for name in ("main.yml", "sizes.yml"):
             variables |= yaml.safe_load((inventory / "group_vars" / "all" / name).read_text())
