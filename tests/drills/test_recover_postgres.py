@@ -19,6 +19,7 @@ import pytest
 from lib.client import edge_client, register_and_login
 from lib.fleet import BIN, REPOSITORY, Fleet
 from lib.history import History, Outcome, WriteLoad, lost
+from lib.postgres import leader, sql
 from lib.waiting import wait_for
 
 ROWS, REWIND = "ansible/recover/postgres-restore-row.yml", "ansible/recover/postgres-rewind-cluster.yml"
@@ -83,19 +84,6 @@ class Users:
         """Wait until the writer has had some success from now on."""
         before = self.history.counts()["ok"]
         wait_for("writes go on", lambda: self.history.counts()["ok"] >= before + 30, timeout_s=60)
-
-
-def leader(fleet: Fleet) -> str:
-    """Who leads Postgres."""
-    found = fleet.status()[1]["postgres"]["leader"]
-    assert found, "Postgres has no leader"
-    return str(found)
-
-
-def sql(fleet: Fleet, *statements: str) -> str:
-    """What statements on the leader return; each is a transaction."""
-    words = " ".join(f'-c "{statement}"' for statement in statements)
-    return fleet.ssh(leader(fleet), f"psql -U postgres -XAtq -v ON_ERROR_STOP=1 arches {words}").stdout.strip()
 
 
 def moment(fleet: Fleet) -> str:

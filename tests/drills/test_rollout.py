@@ -3,17 +3,20 @@
 import json
 import os
 import re
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from drills.rollout.judge import is_failure
-from drills.rollout.load import Load
+from drills.rollout.judge import Allowance, complaints, is_failure
+from drills.rollout.load import Load, Stored
 from lib.fleet import Fleet
-from lib.variants import publish
+from lib.postgres import sql
+from lib.variants import LEVEL, UNDO, publish
+from lib.waiting import wait_for
 
-DEPLOY, ROLLBACK = "ansible/deploy.yml", "ansible/rollback.yml"
+DEPLOY, ROLLBACK, MIGRATE = "ansible/deploy.yml", "ansible/rollback.yml", "ansible/migrate.yml"
 REPEATS = range(int(os.environ.get("REPEATS", "1")))
 
 Record = Callable[[str, object], None]
@@ -26,11 +29,25 @@ def serving(fleet: Fleet) -> set[str]:
     return {version for answer in said for version in answer["serving"]}
 
 
-def clean(load: Load, gap_s: float = 5) -> None:
-    """Nobody was refused or kept waiting for long, and everything that was acknowledged is there once."""
-    assert load.verdict.failures == 0, load.verdict.failed
-    assert (load.lost, load.doubled) == ([], [])
-    assert load.verdict.requests > 200 and load.verdict.longest_gap_s < gap_s
+# No failure, and nobody waits for longer than this: also the figure for a switchover.
+PROMPT = Allowance(failures=0, worst_s=5, gap_s=5)
+# Leadership of Postgres moves among other things.
+PATIENT = Allowance(failures=0, worst_s=10, gap_s=10)
+
+
+def clean(load: Load, record_property: Record, allowed: Allowance = PROMPT) -> None:
+    """Nobody was refused or kept waiting for long, and all that was acknowledged is there once, as it was sent."""
+    record_property("p99_ms", load.verdict.p99_ms)
+    record_property("worst_ms", load.verdict.worst_ms)
+    record_property("retries", load.verdict.retries)
+    kept(load)
+    assert load.verdict.requests > 200
+    assert not list(complaints(load.verdict, allowed))
+
+
+def kept(load: Load) -> None:
+    """Everything that was acknowledged is there once, as it was sent."""
+    assert load.stored == Stored()
 
 
 @pytest.mark.parametrize("repeat", REPEATS)
@@ -39,15 +56,14 @@ def test_a_release_and_the_way_back_cost_nobody_a_request(
 ) -> None:
     [before] = serving(healthy)
     version = publish(healthy, "good")
-    with Load(healthy, "deploy-and-rollback", tmp_path) as load:
+    with Load(healthy, f"deploy-and-rollback-{repeat}", tmp_path) as load:
         healthy.playbook(DEPLOY, "-e", f"release={version}")
         load.mark("deployed")
         assert serving(healthy) == {version}
         said = healthy.playbook(ROLLBACK)
         load.mark("back")
     assert f"{before} serves on" in said.output and serving(healthy) == {before}
-    clean(load)
-    record_property("p99_ms", load.verdict.p99_ms)
+    clean(load, record_property)
     # Recorded on the ops host: who, when, from where to where.
     lines = healthy.ssh("ops1", "cat /var/lib/arches/records/deployments.jsonl").stdout.splitlines()
     assert [json.loads(line)["release"]["version"] for line in lines[-2:]] == [version, before]
@@ -69,7 +85,7 @@ def test_a_bad_release_puts_itself_back(
 ) -> None:
     [before] = serving(healthy)
     version = publish(healthy, name)
-    with Load(healthy, f"bad-{name}", tmp_path) as load:
+    with Load(healthy, f"bad-{name}-{repeat}", tmp_path) as load:
         result = healthy.playbook(DEPLOY, "-e", f"release={version}", check=False)
     output = " ".join(result.output.split())
     assert f"{version} was not rolled out" in output and re.search(says, output), result.output[-4000:]
@@ -78,7 +94,7 @@ def test_a_bad_release_puts_itself_back(
     failed = [line for line in load.lines if is_failure(line)]
     record_property("failures", len(failed))
     assert {line["served_by"] for line in failed} <= {"api1"}, "only the first host was given the release"
-    assert (load.lost, load.doubled) == ([], [])
+    kept(load)
     if name == "errors":
         # At most what the first host answered until it was stopped: it is stopped at five errors.
         assert 0 < len(failed) <= 40 and {line["status"] for line in failed} == {500}
@@ -93,13 +109,11 @@ def test_a_switchover_costs_nobody_a_request(
     healthy: Fleet, tmp_path: Path, record_property: Record, service: str, repeat: int
 ) -> None:
     before = healthy.status()[1][service]["leader"]
-    with Load(healthy, f"switchover-{service}", tmp_path) as load:
+    with Load(healthy, f"switchover-{service}-{repeat}", tmp_path) as load:
         said = healthy.playbook(f"ansible/recover/{service}-switchover.yml", "-e", "confirm=local")
     assert "recovered and proven" in said.output
     assert healthy.status()[1][service]["leader"] != before
-    # While Postgres has no leader, queries wait in the pools.
-    clean(load, gap_s=10)
-    record_property("worst_ms", load.verdict.worst_ms)
+    clean(load, record_property)
 
 
 @pytest.mark.long
@@ -115,7 +129,7 @@ def test_walking_through_the_fleet_costs_nobody_a_request(
     healthy: Fleet, tmp_path: Path, record_property: Record, playbook: str, options: list[str], repeat: int
 ) -> None:
     before = healthy.unit_starts()
-    with Load(healthy, f"walk-{Path(playbook).stem}", tmp_path) as load:
+    with Load(healthy, f"walk-{Path(playbook).stem}-{repeat}", tmp_path) as load:
         healthy.playbook(playbook, "-e", "edge=false", *options, timeout_s=1800)
     after = healthy.unit_starts()
     hosts = [host for host in healthy.groups["all"] if host not in healthy.groups["edge"]]
@@ -123,15 +137,75 @@ def test_walking_through_the_fleet_costs_nobody_a_request(
     for host in hosts:
         same = {unit for unit in kept.values() if unit in before[host] and before[host][unit] == after[host].get(unit)}
         assert not same, f"{host}: {same} was not restarted"
-    clean(load, gap_s=10)
-    record_property("worst_ms", load.verdict.worst_ms)
+    clean(load, record_property, PATIENT)
+
+
+@pytest.fixture
+def unwidened(healthy: Fleet) -> Iterator[Fleet]:
+    """The fleet; afterwards its schema is what its release knows. What only drills have, nobody reads."""
+    yield healthy
+    for statement in UNDO:
+        sql(healthy, statement)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_a_migration_costs_nobody_a_request(
+    unwidened: Fleet, tmp_path: Path, record_property: Record, repeat: int
+) -> None:
+    """A column and an index on the table that everybody works with; what serves goes on serving on the wider schema."""
+    before = serving(unwidened)
+    version = publish(unwidened, "widens")
+    arguments = ["-e", "what=apply", "-e", f"release={version}"]
+    with Load(unwidened, f"migrate-{repeat}", tmp_path) as load:
+        unwidened.playbook(MIGRATE, *arguments)
+        load.mark("migrated")
+        # The schema is now ahead of what serves, which must not matter to a second run either.
+        unwidened.playbook(MIGRATE, *arguments)
+    applied = sql(unwidened, f"SELECT name FROM schema_migrations WHERE version > {LEVEL} ORDER BY version")
+    assert applied.splitlines() == [f"{LEVEL + 1:04d}_drill", f"{LEVEL + 2:04d}_index_drill"]
+    assert sql(unwidened, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'artifacts_drill'::regclass") == "t"
+    assert serving(unwidened) == before
+    clean(load, record_property)
+
+
+def certificates(fleet: Fleet) -> dict[str, str]:
+    """The certificate of each host, and the one that the edge shows to clients."""
+    held = {host: fleet.ssh(host, "cat /etc/arches/tls/host.crt").stdout for host in fleet.groups["all"]}
+    return {**held, "shown": ssl.get_server_certificate((fleet.address("edge1"), 443), ca_certs=str(fleet.ca))}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_new_certificates_cost_nobody_a_request(
+    healthy: Fleet, tmp_path: Path, record_property: Record, repeat: int
+) -> None:
+    """All of them by one run of site.yml, which restarts one after the other what reads them only at its start."""
+    before = certificates(healthy)
+    with Load(healthy, f"certificates-{repeat}", tmp_path) as load:
+        # Longer than they are made for: each of them is due.
+        healthy.playbook("site.yml", "-e", "certificates_renew_days=366", timeout_s=1800)
+    after = certificates(healthy)
+    assert not {name for name in before if before[name] == after[name]}, "these certificates are still the old ones"
+    clean(load, record_property, PATIENT)
+
+
+# Instances are frozen until requests wait in them and before them; then they die, and their socket closes.
+KILLED = (
+    "systemctl kill --signal=STOP 'api@*'; sleep 0.5; systemctl kill --signal=KILL 'api@*'; "
+    "systemctl stop api.target api.socket; systemctl start api.target"
+)
 
 
 @pytest.mark.long
 def test_without_any_of_this_requests_are_lost(healthy: Fleet, tmp_path: Path) -> None:
     """The control: were the client blind, all of the above would prove nothing."""
     with Load(healthy, "control-killed", tmp_path) as load:
-        for host in healthy.groups["api"]:
-            healthy.ssh(host, "systemctl kill --signal=KILL 'api@*'; systemctl stop api.target api.socket")
-            healthy.ssh(host, "systemctl start api.target")
-    assert load.verdict.failures > 0, f"the client saw nothing of three killed hosts: {load.verdict}"
+        for _ in range(4):
+            for host in healthy.groups["api"]:
+                load.mark(host)
+                healthy.ssh(host, KILLED)
+                wait_for(f"{host} serves again", healthy.healthy, timeout_s=60, interval_s=1)
+    assert load.verdict.failures > 0, f"the client saw nothing of twelve kills: {load.verdict}"
+    # What was acknowledged before is there all the same.
+    kept(load)

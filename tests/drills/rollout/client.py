@@ -6,8 +6,9 @@ Requests go out at fixed moments, whatever becomes of those before them, so a se
 counts from the moment that was meant. Three kinds of connection take turns: HTTP/1.1 kept alive, HTTP/1.1 closed after
 each answer, HTTP/2. SIGTERM ends it: nothing more is sent, what is under way is waited for. One JSON line per request.
 
-A request that got no answer is sent once more where RFC 9110 (9.2.2) lets a client do so by itself: it is safe, or its
-`Idempotency-Key` makes it so. That is counted as a retry. What fails then, and any 5xx, is a failure.
+A request that got no answer is sent once more where RFC 9110 (9.2.2) lets a client do so by itself: it is safe, its
+`Idempotency-Key` makes it so, or the server said over HTTP/2 that it has not looked at it (RFC 9113, 8.7). That is
+counted as a retry, with its reason. What fails then, any 5xx, and an answer to somebody else's request, is a failure.
 """
 
 import argparse
@@ -25,14 +26,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import h2.errors
+import h2.events
 import httpx
 
 KINDS = ("keep-alive", "close", "h2")
 # What people do, in parts of a hundred.
 MIX = {"create": 28, "read": 46, "search": 24, "register": 1, "login": 1}
 PATIENCE_S = 15.0
+# In the place of a status: the answer was that to another request.
+FOREIGN = -1
 USERS = 6
+# Fewer requests per second show nothing.
+SLOWEST = 2.0
 WORDS = ("harbour", "orchard", "lantern", "granite", "meadow", "compass", "violin", "saffron", "glacier", "willow")
+
+
+def text_of(key: str) -> str:
+    """The text of the artifact with this key."""
+    return f"{' '.join(random.Random(key).sample(WORDS, 4))} {key}"
 
 
 @dataclass
@@ -48,10 +60,12 @@ class Request:
     key: str = ""
     user: int = 0
     expected: int = 200
+    about: str = ""  # is in the answer to this request, and in no other
     sent: float = 0.0
     done: float = 0.0
     status: int = 0
     retries: int = 0
+    retried_for: str = ""
     error: str = ""
     served_by: str = ""
     id: str = ""
@@ -63,8 +77,52 @@ class Request:
 
     @property
     def failed(self) -> bool:
-        """Whether its sender was not served."""
-        return self.status != self.expected
+        """Whether its sender was not served, or not by one retry at most."""
+        return self.status != self.expected or self.retries > 1
+
+    def answered(self, answer: httpx.Response) -> None:
+        """Note what a server said."""
+        self.status, self.served_by = answer.status_code, answer.headers.get("x-served-by", "")
+        if self.status == self.expected and self.about not in answer.text:
+            self.status = FOREIGN
+        if self.status != self.expected:
+            self.error = f"{self.status}: {answer.text[:200]}"
+
+
+class Attempt:
+    """What became of one attempt to send a request, as the library tells (its extension `trace`)."""
+
+    def __init__(self) -> None:
+        self.sent = 0  # more than once: the library has sent it again by itself, which HTTP/2 allows
+        self.stream = 0
+        self.answered = False
+
+    async def __call__(self, event: str, details: dict[str, Any]) -> None:
+        """Hear of an event."""
+        if event.endswith("send_request_headers.started"):
+            self.sent += 1
+            self.stream = details.get("stream_id", 0)
+        elif event.endswith("receive_response_headers.complete"):
+            self.answered = True
+
+    def reason(self, error: Exception) -> str:
+        """Why there is no answer: timeout, refused (no connection), unprocessed, cut (in mid-answer) or closed."""
+        if isinstance(error, httpx.TimeoutException):
+            return "timeout"
+        if not self.sent:
+            return "refused"
+        if self._unprocessed(error):
+            return "unprocessed"
+        return "cut" if self.answered else "closed"
+
+    def _unprocessed(self, error: Exception) -> bool:
+        """Whether the server said that it has not looked at the request: then it may be repeated, whatever it is."""
+        match error.__cause__ and error.__cause__.args:
+            case (h2.events.StreamReset() as reset,):
+                return reset.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
+            case (h2.events.ConnectionTerminated() as goaway,):
+                return self.stream > (goaway.last_stream_id or 0)
+        return False
 
 
 @dataclass
@@ -81,7 +139,7 @@ class Client:
     """The three kinds of connection to one edge, and the users behind them."""
 
     def __init__(self, address: str, name: str, ca: Path, port: int = 443, secure: bool = True) -> None:
-        self._name = name
+        self._name, self.port = name, port
         context: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca)) if secure else False
         base = f"{'https' if secure else 'http'}://{address}:{port}"
         # No limit of our own may hold a request back.
@@ -105,25 +163,37 @@ class Client:
         if request.kind == "close":
             headers["Connection"] = "close"
         request.sent = time.monotonic()
-        while True:
+        answer = None
+        while answer is None:
+            attempt = Attempt()
             try:
                 answer = await self._clients[request.kind].request(
                     request.method, request.path, json=request.body, headers=headers,
-                    extensions={"sni_hostname": self._name},
+                    extensions={"sni_hostname": self._name, "trace": attempt},
                 )  # fmt: skip
             except httpx.HTTPError as error:
-                request.error = f"{type(error).__name__}: {error}"[:200]
-                silent = isinstance(error, httpx.TimeoutException)  # it may still be at work
-                if request.repeatable and request.retries == 0 and not silent:
-                    request.retries = 1
-                    continue
-                request.done = time.monotonic()
-                return None
-            request.done, request.status = time.monotonic(), answer.status_code
-            request.served_by = answer.headers.get("x-served-by", "")
-            if request.failed:
-                request.error = f"{answer.status_code}: {answer.text[:200]}"
-            return answer
+                reason = attempt.reason(error)
+                request.error = f"{reason}: {type(error).__name__}: {error}"[:200]
+                # After a timeout it may still be at work.
+                again = reason == "unprocessed" or (request.repeatable and reason != "timeout")
+                self._retried(request, attempt.sent - 1, "unprocessed")
+                if not again or request.retries:
+                    break
+                self._retried(request, 1, reason)
+            else:
+                self._retried(request, attempt.sent - 1, "unprocessed")
+        request.done = time.monotonic()
+        if answer is not None:
+            request.answered(answer)
+        return answer
+
+    @staticmethod
+    def _retried(request: Request, times: int, reason: str) -> None:
+        if times > 0:
+            request.retries += times
+            request.retried_for = reason
+        if request.retries > 1:
+            request.error = "retried more than once"
 
     async def login(self) -> None:
         """Make the users and log them in. Raises RuntimeError when the API does not let us."""
@@ -132,6 +202,7 @@ class Client:
                 request = self.make(operation, time.monotonic(), "keep-alive", number)
                 if operation == "register":
                     request.body = {"email": user.email, "password": user.password, "name": "Drill"}
+                    request.about = user.email
                 answer = await self.send(request)
                 if answer is None or request.failed:
                     raise RuntimeError(f"{operation}: {request.error}")
@@ -140,47 +211,52 @@ class Client:
     def make(self, operation: str, due: float, kind: str, number: int) -> Request:
         """A request of a user; what it needs of earlier answers is taken from those."""
         user = self.users[number]
-        words = " ".join(random.sample(WORDS, 4))
         match operation:
             case "create":
                 key = secrets.token_hex(16)
-                return Request(operation, kind, due, "POST", "/v1/artifacts",
-                               {"name": key, "text": f"{words} {key}"}, key, number, 201)  # fmt: skip
+                body = {"name": key, "text": text_of(key)}
+                return Request(operation, kind, due, "POST", "/v1/artifacts", body, key, number, 201, key)
             case "read" if user.artifacts:
-                path = f"/v1/artifacts/{random.choice(user.artifacts)}"
-                return Request(operation, kind, due, "GET", path, user=number)
+                artifact = random.choice(user.artifacts)
+                return Request(operation, kind, due, "GET", f"/v1/artifacts/{artifact}", user=number, about=artifact)
             case "search":
                 path = f"/v1/artifacts/search?q={random.choice(WORDS)}&limit=3"
                 return Request(operation, kind, due, "GET", path, user=number)
             case "register":
                 account = {"email": f"{secrets.token_hex(8)}@example.org", "password": user.password, "name": "Drill"}
                 key = secrets.token_hex(16)
-                return Request(operation, kind, due, "POST", "/v1/auth/register", account, key, number, 201)
+                path = "/v1/auth/register"
+                return Request(operation, kind, due, "POST", path, account, key, number, 201, account["email"])
             case "login":
                 account = {"email": user.email, "password": user.password}
                 return Request(operation, kind, due, "POST", "/v1/auth/login", account, "", number)
             case _:
-                return Request("read", kind, due, "GET", "/v1/me", user=number)
+                return Request("read", kind, due, "GET", "/v1/me", user=number, about=user.email)
 
     async def serve(self, request: Request, record: TextIO | None) -> None:
-        """Send a request and note what became of it."""
-        answer = await self.send(request)
-        if answer is not None and request.operation == "create" and not request.failed:
-            request.id = answer.json()["id"]
-            self.users[request.user].artifacts.append(request.id)
+        """Send a request and note what became of it. Nothing that happens meanwhile takes it from the record."""
+        try:
+            answer = await self.send(request)
+            if answer is not None and request.operation == "create" and not request.failed:
+                request.id = answer.json()["id"]
+                self.users[request.user].artifacts.append(request.id)
+        except Exception as error:
+            request.done, request.status = time.monotonic(), 0
+            request.error = f"broken: {type(error).__name__}: {error}"[:200]
         if record is not None:
-            line = {name: value for name, value in asdict(request).items() if name not in ("body", "path")}
+            line = {name: value for name, value in asdict(request).items() if name not in ("body", "path", "about")}
             record.write(json.dumps(line) + "\n")
 
     async def capacity(self, seconds: float, workers: int = 6) -> float:
-        """Answers per second of a closed loop, which is bounded in time and by its workers."""
+        """Served requests per second of a closed loop, which is bounded in time and by its workers."""
         ends, answers = time.monotonic() + seconds, 0
 
         async def work() -> None:
             nonlocal answers
             while time.monotonic() < ends:
-                await self.serve(self.draw(time.monotonic()), None)
-                answers += 1
+                request = self.draw(time.monotonic())
+                await self.serve(request, None)
+                answers += not request.failed
 
         await asyncio.gather(*(work() for _ in range(workers)))
         return answers / seconds
@@ -190,8 +266,8 @@ class Client:
         [operation] = random.choices(list(MIX), list(MIX.values()))
         return self.make(operation, due, random.choice(KINDS), random.randrange(USERS))
 
-    async def run(self, rate: float, record: TextIO, stop: asyncio.Event) -> None:
-        """Send requests at a rate (per second) until told to stop; then wait for those that are under way."""
+    async def run(self, rate: float, record: TextIO, stop: asyncio.Event) -> int:
+        """Send requests at a rate (per second) until told to stop; then wait for those that are under way; how many."""
         began, number, tasks = time.monotonic(), 0, set[asyncio.Task[None]]()
         while not stop.is_set():
             due = began + number / rate
@@ -203,6 +279,7 @@ class Client:
             task.add_done_callback(tasks.discard)
             number += 1
         await asyncio.gather(*tasks)
+        return number
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -212,23 +289,26 @@ class Client:
 
 async def main(options: argparse.Namespace) -> None:
     """Calibrate, say so, and send until SIGTERM."""
-    client = Client(options.address, options.name, options.ca)
+    client = Client(options.address, options.name, options.ca, options.port)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await client.login()
     capacity = await client.capacity(options.calibrate)
     rate = min(options.rate, 0.4 * capacity)
+    if rate < SLOWEST:
+        raise RuntimeError(f"the API served {capacity:.1f} requests per second: too few for a drill")
     print(json.dumps({"capacity": round(capacity, 1), "rate": round(rate, 1)}), flush=True)
     with options.record.open("w", encoding="utf-8") as record:
-        await client.run(rate, record, stop)
+        sent = await client.run(rate, record, stop)
         users = [{"email": user.email, "password": user.password} for user in client.users]
-        record.write(json.dumps({"users": users}) + "\n")
+        record.write(json.dumps({"sent": sent, "users": users}) + "\n")
     await client.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--address", required=True)
+    parser.add_argument("--port", type=int, default=443)
     parser.add_argument("--name", required=True)
     parser.add_argument("--ca", type=Path, required=True)
     parser.add_argument("--rate", type=float, default=150.0, help="at most so many requests per second")

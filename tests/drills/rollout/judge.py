@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The figures of one run. Latencies in milliseconds from the moment a request was due; the gap in seconds."""
+class Figures:
+    """Figures of some requests. Latencies in milliseconds from the moment a request was due."""
 
     requests: int
     failures: int
@@ -21,9 +21,21 @@ class Verdict:
     p50_ms: float
     p99_ms: float
     worst_ms: float
+
+
+@dataclass(frozen=True)
+class Verdict(Figures):
+    """The figures of one run.
+
+    `longest_gap_s` is the longest time without a good answer, from the first request to the end of the last, in
+    seconds; `late_p99_ms` how late the client itself was with sending, which is in the latencies.
+    """
+
     longest_gap_s: float
-    by_operation: dict[str, int]
-    by_kind: dict[str, int]
+    late_p99_ms: float
+    by_operation: dict[str, Figures]
+    by_kind: dict[str, Figures]
+    retried: dict[str, int]
     failed: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -31,17 +43,29 @@ class Verdict:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """What a drill allows: failures, and seconds for the slowest request and for the longest gap."""
+
+    failures: int = 0
+    worst_s: float = 5.0
+    gap_s: float = 5.0
+
+
 def read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """A record's requests and users. Raises ValueError for a record that was cut off."""
+    """A record's requests and users. Raises ValueError for a record that is not whole."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     if not lines or "users" not in lines[-1]:
         raise ValueError(f"{path}: the client did not end by itself")
-    return lines[:-1], lines[-1]["users"]
+    end = lines.pop()
+    if len(lines) != end["sent"]:
+        raise ValueError(f"{path}: {end['sent']} requests were sent, {len(lines)} are in the record")
+    return lines, end["users"]
 
 
 def is_failure(line: Line) -> bool:
-    """Whether the sender of a request was not served."""
-    return bool(line["status"] != line["expected"])
+    """Whether the sender of a request was not served, or not by one retry at most."""
+    return bool(line["status"] != line["expected"] or line["retries"] > 1)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -50,25 +74,52 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
+def figures(lines: Sequence[Line]) -> Figures:
+    """The figures of some requests."""
+    latencies = [1000 * (line["done"] - line["due"]) for line in lines]
+    return Figures(
+        requests=len(lines),
+        failures=sum(is_failure(line) for line in lines),
+        retries=sum(line["retries"] for line in lines),
+        p50_ms=round(percentile(latencies, 0.5), 1),
+        p99_ms=round(percentile(latencies, 0.99), 1),
+        worst_ms=round(max(latencies, default=0.0), 1),
+    )
+
+
 def judge(lines: Iterable[Line]) -> Verdict:
     """The verdict on a record."""
     requests = list(lines)
     failed = [line for line in requests if is_failure(line)]
-    latencies = [1000 * (line["done"] - line["due"]) for line in requests]
-    served = sorted(line["done"] for line in requests if not is_failure(line))
-    gaps = [after - before for before, after in itertools.pairwise(served)]
+    moments = [line["done"] for line in requests if not is_failure(line)]
+    if requests:
+        # A silence at the beginning or the end is one, too.
+        moments += [min(line["due"] for line in requests), max(line["done"] for line in requests)]
+    gaps = [after - before for before, after in itertools.pairwise(sorted(moments))]
     return Verdict(
-        requests=len(requests),
-        failures=len(failed),
-        retries=sum(line["retries"] for line in requests),
-        p50_ms=round(percentile(latencies, 0.5), 1),
-        p99_ms=round(percentile(latencies, 0.99), 1),
-        worst_ms=round(max(latencies, default=0.0), 1),
+        **asdict(figures(requests)),
         longest_gap_s=round(max(gaps, default=0.0), 2),
-        by_operation=dict(Counter(line["operation"] for line in requests)),
-        by_kind=dict(Counter(line["kind"] for line in requests)),
+        late_p99_ms=round(percentile([1000 * (line["sent"] - line["due"]) for line in requests], 0.99), 1),
+        by_operation=_by("operation", requests),
+        by_kind=_by("kind", requests),
+        retried=dict(Counter(line["retried_for"] for line in requests if line["retries"])),
         failed=dict(Counter(f"{x['operation']} {x['kind']} {x['served_by']}: {x['error']}" for x in failed)),
     )
+
+
+def _by(name: str, lines: Sequence[Line]) -> dict[str, Figures]:
+    values = sorted({line[name] for line in lines})
+    return {value: figures([line for line in lines if line[name] == value]) for value in values}
+
+
+def complaints(verdict: Verdict, allowed: Allowance) -> Iterator[str]:
+    """A sentence for each thing that a drill does not allow."""
+    if verdict.failures > allowed.failures:
+        yield f"{verdict.failures} requests failed, {allowed.failures} may: {verdict.failed}"
+    if verdict.worst_ms > 1000 * allowed.worst_s:
+        yield f"the slowest request took {verdict.worst_ms / 1000:.1f} s, {allowed.worst_s} s are allowed"
+    if verdict.longest_gap_s > allowed.gap_s:
+        yield f"nobody was served for {verdict.longest_gap_s} s, {allowed.gap_s} s are allowed"
 
 
 def missing_or_doubled(lines: Iterable[Line], stored: Counter[str]) -> tuple[list[str], list[str]]:
@@ -77,5 +128,10 @@ def missing_or_doubled(lines: Iterable[Line], stored: Counter[str]) -> tuple[lis
     :param stored: how often each name is stored. A request without an answer may have been done or not, but not twice.
     """
     creates = [line for line in lines if line["operation"] == "create"]
-    lost = [line["key"] for line in creates if not is_failure(line) and not stored[line["key"]]]
+    lost = [line["key"] for line in creates if acknowledged(line) and not stored[line["key"]]]
     return lost, [line["key"] for line in creates if stored[line["key"]] > 1]
+
+
+def acknowledged(line: Line) -> bool:
+    """Whether a server said that it has stored an artifact."""
+    return bool(line["operation"] == "create" and line["status"] == line["expected"])

@@ -1,38 +1,54 @@
 """The client as a drill uses it: begun, marked, ended, judged, written down."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from lib.client import edge_client
 from lib.fleet import REPOSITORY, Fleet
 from lib.waiting import wait_for
 
-from .judge import Verdict, judge, missing_or_doubled, read
+from .client import text_of
+from .judge import Line, Verdict, acknowledged, judge, missing_or_doubled, read
 from .plot import svg
 
 RESULTS = REPOSITORY / "results" / "rollout"
 # Requests go on for so long before and after what is done, in seconds.
 BEFORE_S, AFTER_S = 8.0, 5.0
+# So many of the acknowledged artifacts are read back with their content; all of them are looked for.
+READ_BACK = 300
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Names of acknowledged artifacts that are not there, there more than once, or not as they were sent."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
 
 class Load:
     """A client at work for as long as the `with` block lasts.
 
-    Afterwards `verdict`, `lost` and `doubled` are there, and a JSON file and a plot of the run in results/rollout.
+    Afterwards `verdict` and `stored` are there, and a JSON file and a plot of the run in results/rollout.
     """
 
     def __init__(self, fleet: Fleet, name: str, folder: Path) -> None:
         self._fleet, self._name, self._record, self._out = fleet, name, folder / "record.jsonl", folder / "client.out"
         self._marks: list[tuple[float, str]] = []
         self.lines: list[dict[str, Any]] = []
-        self.lost: list[str] = []
-        self.doubled: list[str] = []
+        self.stored: Stored
         self.verdict: Verdict
 
     def mark(self, word: str) -> None:
@@ -74,24 +90,13 @@ class Load:
             self._process.kill()
         self.lines, users = read(self._record)
         self.verdict = judge(self.lines)
+        self.stored = Stored()
         if kind is None:
-            self.lost, self.doubled = missing_or_doubled(self.lines, self._stored(users))
+            seed = random.randrange(2**32)
+            print(f"{self._name}: artifacts that are read back are drawn with seed {seed}")
+            with edge_client(self._fleet) as client:
+                self.stored = look_for(client, self.lines, users, random.Random(seed))
         self._write()
-
-    def _stored(self, users: list[dict[str, str]]) -> Counter[str]:
-        """How often each artifact's name is stored, by the lists that the API gives to their owners."""
-        names: Counter[str] = Counter()
-        with edge_client(self._fleet) as client:
-            for user in users:
-                token = client.post("/v1/auth/login", json=user).raise_for_status().json()["access_token"]
-                after: str | None = ""
-                while after is not None:
-                    query: dict[str, str | int] = {"limit": 100, **({"after": after} if after else {})}
-                    headers = {"Authorization": f"Bearer {token}"}
-                    page = client.get("/v1/artifacts", params=query, headers=headers).raise_for_status().json()
-                    names.update(item["name"] for item in page["items"])
-                    after = page["next"]
-        return names
 
     def _write(self) -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -99,11 +104,45 @@ class Load:
         asked = ["git", "rev-parse", "HEAD"]
         commit = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
         summary = {
-            "drill": self._name, "commit": commit, **began, "lost": len(self.lost),
-            "doubled": len(self.doubled), **self.verdict.as_dict(),
+            "drill": self._name, "commit": commit, **began, **asdict(self.stored), **self.verdict.as_dict(),
         }  # fmt: skip
         (RESULTS / f"{self._name}.json").write_text(json.dumps(summary, indent=1) + "\n")
         found = self.verdict
         told = f"{self._name}: {found.failures} of {found.requests} failed, {found.retries} retried"
         (RESULTS / f"{self._name}.svg").write_text(svg(self.lines, self._marks, told))
         print(f"{told}; p99 {found.p99_ms} ms, worst {found.worst_ms} ms, at {began['rate']} per second")
+
+
+def look_for(
+    client: httpx.Client, lines: Sequence[Line], users: Sequence[dict[str, str]], chance: random.Random
+) -> Stored:
+    """Ask for every acknowledged artifact by its owner's list, and for the content of some.
+
+    :raises httpx.HTTPStatusError: when the API does not give a list.
+    """
+    owners = [bearer(client, user) for user in users]
+    stored = Counter(name for owner in owners for name in names(client, owner))
+    there = [line for line in lines if acknowledged(line) and stored[line["key"]]]
+    changed = []
+    for line in chance.sample(there, min(len(there), READ_BACK)):
+        answer = client.get(f"/v1/artifacts/{line['id']}", headers=owners[line["user"]])
+        known = answer.json() if answer.status_code == 200 else {}
+        if (known.get("name"), known.get("text")) != (line["key"], text_of(line["key"])):
+            changed.append(line["key"])
+    return Stored(*missing_or_doubled(lines, stored), changed)
+
+
+def bearer(client: httpx.Client, user: dict[str, str]) -> dict[str, str]:
+    """The Authorization header of a user. Raises httpx.HTTPStatusError."""
+    token = client.post("/v1/auth/login", json=user).raise_for_status().json()["access_token"]
+    return {"Authorization": f"Bearer {token}"}
+
+
+def names(client: httpx.Client, owner: dict[str, str]) -> Iterator[str]:
+    """Names of all artifacts of a user, page by page. Raises httpx.HTTPStatusError."""
+    after: str | None = ""
+    while after is not None:
+        query: dict[str, str | int] = {"limit": 100, **({"after": after} if after else {})}
+        page = client.get("/v1/artifacts", params=query, headers=owner).raise_for_status().json()
+        yield from (item["name"] for item in page["items"])
+        after = page["next"]

@@ -1,4 +1,4 @@
-"""Latency over time as an SVG, with what failed, and with marks for what was done to the fleet meanwhile."""
+"""Latency over time as an SVG: what failed is red, what was retried orange; marks say what was done to the fleet."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def svg(lines: Sequence[Mapping[str, Any]], marks: Sequence[tuple[float, str]], 
         parts.append(f'<line x1="{place}" x2="{place}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#06c"/>')
         parts.append(f'<text x="{place}" y="{TOP + 10}" fill="#06c">{escape(word)}</text>')
     for line in sorted(lines, key=is_failure):
-        color, radius = ("#c00", 3) if is_failure(line) else ("#2a2", 1)
+        color, radius = ("#c00", 3) if is_failure(line) else ("#e90", 2) if line["retries"] else ("#2a2", 1)
         latency = 1000 * (line["done"] - line["due"])
         parts.append(f'<circle cx="{x(line["due"]):.1f}" cy="{y(latency):.1f}" r="{radius}" fill="{color}"/>')
     return "\n".join([*parts, "</svg>\n"])
