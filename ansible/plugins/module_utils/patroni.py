@@ -131,7 +131,8 @@ class Patroni:
 
         Returns its name. Raises PatroniError, or NoAnswer when Patroni is away.
         """
-        running = [m for m in members(self.get("/cluster")) if m["state"] in ("running", "streaming", "in archive recovery")]
+        able = ("running", "streaming", "in archive recovery")
+        running = [m for m in members(self.get("/cluster")) if m["state"] in able]
         if not running:
             raise PatroniError(
                 "Nobody leads and no member runs, so nobody can be made the leader. See `journalctl -u patroni` on the "

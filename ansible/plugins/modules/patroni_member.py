@@ -5,9 +5,9 @@
 
 `spare`: the member does not lead (a synchronous standby took over if it did; `candidate` names one) and, unless it is
 the only one (`alone: true`), the others have a leader and a synchronous standby, so that it may be stopped. `in_place`:
-it leads, or streams and counts as a synchronous standby. `copied`: its data directory was copied from the leader in this
-run. `led`: somebody leads; if nobody does so by itself within `patience_s`, this member is made the leader, or, when it
-does not run, the running one that has most. `followed`: this member leads and a synchronous standby follows it.
+it leads, or streams and counts as a synchronous standby. `copied`: its data directory was copied from the leader in
+this run. `led`: somebody leads; if nobody does so by itself within `patience_s`, this member is made the leader, or,
+when it does not run, the running one that has most. `followed`: it leads and a synchronous standby follows it.
 
 Result: changed, leader (the new one, if leadership moved).
 """
