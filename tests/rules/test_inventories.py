@@ -222,6 +222,22 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("prod/hosts.yml", "203.0.113.32,", "data2.example,"),
         ("`address` of data2 is `data2.example`",),
     ),
+    "shared address without a prefix": (
+        ("prod/group_vars/all/main.yml", "203.0.113.10/24", "203.0.113.10"),
+        ("inventories/prod/group_vars/all/main.yml", "`edge_virtual` is `203.0.113.10`", "with its prefix"),
+    ),
+    "shared address that a host has": (
+        ("prod/group_vars/all/main.yml", "203.0.113.10/24", "203.0.113.11/24"),
+        ("`edge_virtual` is edge1's own address 203.0.113.11", "Choose one that no host has"),
+    ),
+    "shared address for one edge": (
+        (
+            "staging/group_vars/all/main.yml",
+            "domain:",
+            "edge_virtual: {address: 203.0.113.110/24, interface: eth0}\ndomain:",
+        ),
+        ("`edge_virtual` is for two edges or more",),
+    ),
     "address given twice": (
         ("prod/hosts.yml", "203.0.113.32,", "203.0.113.31,"),
         ("`address` 203.0.113.31 is given to data1 and to data2",),

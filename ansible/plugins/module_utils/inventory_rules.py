@@ -362,6 +362,26 @@ def addresses_are_unique(inventory: Inventory) -> Iterator[str]:
             yield f"{file}: `address` {address} is given to {one} and to {other}. Give each host its own."
 
 
+def shared_address_is_shared(inventory: Inventory) -> Iterator[str]:
+    """One address for two edges or more, and no host's own."""
+    shared = inventory.first("edge_virtual")
+    if not isinstance(shared, Mapping) or "address" not in shared:
+        return
+    file, text = inventory.file_of("edge_virtual"), str(shared["address"])
+    try:
+        interface = ipaddress.IPv4Interface(text)
+    except ValueError:
+        interface = None
+    if interface is None or "/" not in text:
+        yield f"{file}: `address` in `edge_virtual` is `{text}`. Write one with its prefix, such as 203.0.113.10/24."
+        return
+    if len(inventory.members("edge")) < 2:
+        yield f"{file}: `edge_virtual` is for two edges or more; there is one. Add a second below `edge`, or remove it."
+    for host, variables in inventory.hosts.items():
+        if variables.get("address") == str(interface.ip):
+            yield f"{file}: `edge_virtual` is {host}'s own address {interface.ip}. Choose one that no host has."
+
+
 def local_machines_have_a_fleet(inventory: Inventory) -> Iterator[str]:
     """Local machines live in their fleet's subnet; elsewhere there is no fleet to speak of."""
     provider, fleet, file = inventory.first("machine_provider"), inventory.first("fleet"), inventory.file_of("fleet")
@@ -588,6 +608,7 @@ RULES = (
     variables_are_known,
     values_have_their_type,
     addresses_are_unique,
+    shared_address_is_shared,
     local_machines_have_a_fleet,
     service_map_is_sound,
     ports_are_used_once,

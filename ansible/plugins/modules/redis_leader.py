@@ -9,13 +9,13 @@
         data_directory: /var/lib/redis
       register: __leader
 
-state: `known` (the default) only asks; `led` waits until somebody leads, and after `patience` seconds lets this member's
-Sentinel choose without asking the others (SENTINEL FAILOVER), however long the replicas have been without a leader; with
-`alone` the leader then takes writes even though no replica follows, until its settings are compared with git again;
-`handed_over` makes another member lead when this one does, without losing a write: writes wait (CLIENT PAUSE) until the
-replicas have everything, the Sentinels choose one of them, and this member follows it at once, not only when the
-Sentinels come to it (8 s later); `settled` waits until this member leads or follows without a gap, and its Sentinel sees
-a quorum.
+state: `known` (the default) only asks. `led` waits until somebody leads, and after `patience` seconds lets this
+member's Sentinel choose without asking the others (SENTINEL FAILOVER), however long the replicas have been without a
+leader; with `alone` the leader then takes writes even though no replica follows, until its settings are compared with
+git again. `handed_over` makes another member lead when this one does, without losing a write: writes wait (CLIENT
+PAUSE) until the replicas have everything, the Sentinels choose one of them, and this member follows it at once, not
+only when the Sentinels come to it (8 s later). `settled` waits until this member leads or follows without a gap, and
+its Sentinel sees a quorum.
 
 Result: leader (name and address), leads (whether it is this member), new (whether nobody led before: then the first
 member by name is to lead), changed. An empty member is never named leader of members that have data: starting it
