@@ -32,6 +32,8 @@ def ansible_files() -> list[str]:
     return sorted(file for file in files if "/molecule/" not in file and "/.state/" not in file)
 
 
+RECOVERIES = ["tests/drills/test_recover_postgres.py", "tests/drills/test_recover_data.py"]
+
 # The fast loop: two lanes beside each other, about equally long.
 CHECKS = [
     [
@@ -137,7 +139,7 @@ def fleet(tally: Tally) -> None:
     with fleet_of(tally, "local", []):
         run(tally, "fleet", ["pytest", "tests/fleet"])
         alerts(tally)
-        run(tally, "recoveries", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "not long"])
+        run(tally, "recoveries", ["pytest", "-s", *RECOVERIES, "-m", "not long"])
         run(tally, "rollouts", ["pytest", "tests/drills/test_rollout.py", "-m", "not long"])
 
 
@@ -152,7 +154,7 @@ def full(tally: Tally) -> None:
     with fleet_of(tally, "local", ["make", "up"]):
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
         run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
-        run(tally, "recoveries long", ["pytest", "tests/drills/test_recover_postgres.py", "-m", "long"])
+        run(tally, "recoveries long", ["pytest", "-s", *RECOVERIES, "-m", "long"])
         run(tally, "release workflow", ["pytest", "tests/workflows/test_release.py"])
         run(tally, "rollouts all", ["env", "REPEATS=5", "pytest", "tests/drills/test_rollout.py"])
 

@@ -208,6 +208,7 @@ def test_an_edge_is_built_anew(healthy: Fleet) -> None:
     recover(healthy, "edge-replace")
 
 
+@pytest.mark.long
 def test_two_of_three_data_hosts_are_lost(writes: Writes) -> None:
     fleet = writes.fleet
     leader = leads(fleet, "postgres")

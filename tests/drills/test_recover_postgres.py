@@ -206,6 +206,7 @@ def test_deleted_rows_come_back_while_writes_go_on(users: Users) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_wrong_update_is_undone_by_a_rewind(users: Users) -> None:
     """Also a dropped table: what only the whole database knows comes back with it."""
     fleet = users.fleet

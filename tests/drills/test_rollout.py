@@ -190,6 +190,19 @@ def test_new_certificates_cost_nobody_a_request(
     clean(load, record_property, PATIENT)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_more_hosts_and_fewer_cost_nobody_a_request(
+    healthy: Fleet, tmp_path: Path, record_property: Record, repeat: int
+) -> None:
+    with Load(healthy, f"scale-{repeat}", tmp_path) as load:
+        for count in (5, 3):
+            said = healthy.playbook("ansible/scale.yml", "-e", f"api={count}", timeout_s=1800)
+            assert f"{count} API hosts serve" in " ".join(said.output.split())
+            load.mark(f"{count} hosts")
+    clean(load, record_property, PATIENT)
+
+
 # Instances are frozen until requests wait in them and before them; then they die, and their socket closes.
 KILLED = (
     "systemctl kill --signal=STOP 'api@*'; sleep 0.5; systemctl kill --signal=KILL 'api@*'; "
