@@ -17,7 +17,9 @@ from lib.fleet import REPOSITORY
 
 MIGRATIONS = "app/src/arches_api/migrations"
 # What users do; the others are about the release itself and what is around it.
-WANTED = ("test_auth.py", "test_artifacts.py", "test_idempotency.py", "test_search.py")
+WANTED = ("test_artifacts.py", "test_auth.py::test_the_story", "test_idempotency.py")
+# How fast something is cut off depends on this computer's load, not on the schema.
+TIMED = "unknown_length"
 
 
 def git(*words: str) -> str:
@@ -44,7 +46,10 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, commit = tmp_path_factory.mktemp("earlier"), before()
     print(f"the release before is {commit}")
     packed = subprocess.run(
-        ["git", "archive", commit, "app", "pyproject.toml"], cwd=REPOSITORY, capture_output=True, check=True
+        ["git", "archive", commit, "app", "tests/lib", "pyproject.toml"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
     )
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
         archive.extractall(folder, filter="data")
@@ -55,9 +60,11 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def its_tests(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run what the release before has of the wanted tests."""
-    files = [file for name in WANTED if (folder / (file := f"app/tests/integration/{name}")).exists()]
+    files = [
+        test for name in WANTED if (folder / (test := f"app/tests/integration/{name}").partition("::")[0]).exists()
+    ]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", f"not {TIMED}", *files],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(folder / "app/src")}, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
@@ -65,15 +72,16 @@ def its_tests(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_release_before_works_on_the_new_schema(earlier: Path) -> None:
     done = its_tests(earlier)
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:]
+    assert done.returncode == 0 and " passed" in done.stdout, (done.stdout + done.stderr)[-4000:]
 
 
 def test_a_schema_that_breaks_it_is_found(earlier: Path) -> None:
     """What this would say of a migration that takes something away which the release before uses."""
-    wrong = earlier / MIGRATIONS / "9999_wrong.sql"
+    number = len(list((earlier / MIGRATIONS).glob("*.sql"))) + 1
+    wrong = earlier / MIGRATIONS / f"{number:04d}_wrong.sql"
     wrong.write_text("ALTER TABLE artifacts RENAME COLUMN name TO title;\n")
     try:
         done = its_tests(earlier)
     finally:
         wrong.unlink()
-    assert done.returncode != 0 and "failed" in done.stdout, done.stdout[-4000:]
+    assert done.returncode != 0 and "failed" in done.stdout, (done.stdout + done.stderr)[-4000:]
