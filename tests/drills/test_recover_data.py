@@ -201,6 +201,40 @@ def damage(fleet: Fleet, host: str) -> None:
     )
 
 
+def superuser(fleet: Fleet, statement: str) -> str:
+    """What a statement on the leader returns."""
+    leader = leads(fleet, "postgres")
+    assert leader
+    return fleet.ssh(leader, f'psql -U postgres -XAtq -v ON_ERROR_STOP=1 arches -c "{statement}"').stdout.strip()
+
+
+@pytest.mark.long
+def test_who_holds_a_transaction_open_is_named_and_ended(healthy: Fleet) -> None:
+    secret = (healthy.state / "secrets" / "postgres_app").read_text().strip()
+    pool = "host=/run/postgresql port=6432 user=app dbname=arches"
+    unit = f"systemd-run --unit=drill-held --setenv=PGPASSWORD={secret}"
+    healthy.ssh("api1", f"{unit} psql -c 'SELECT pg_sleep(600)' '{pool}'")
+    held = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND now() - xact_start > '3 s'"
+    try:
+        wait_for("it holds on", lambda: superuser(healthy, held) == "1", timeout_s=30)
+        assert "pg_sleep(600)" in said(healthy, "connections-full", older_than_s="3")
+        recover(healthy, "connections-full", older_than_s="3")
+        assert superuser(healthy, held) == "0"
+    finally:
+        healthy.ssh("api1", "systemctl stop drill-held; systemctl reset-failed drill-held", check=False)
+
+
+@pytest.mark.long
+def test_old_rows_are_frozen_after_what_kept_them_is_gone(healthy: Fleet) -> None:
+    there = "EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'orphan')"
+    superuser(healthy, f"SELECT pg_create_physical_replication_slot('orphan', true) WHERE NOT {there}")
+    for _ in range(50):
+        superuser(healthy, "SELECT pg_current_xact_id()")
+    assert "slot orphan, used by nobody" in said(healthy, "wraparound", above="20")
+    recover(healthy, "wraparound", above="20")
+    assert superuser(healthy, f"SELECT {there}") == "f"
+
+
 @pytest.mark.long
 def test_an_edge_is_built_anew(healthy: Fleet) -> None:
     edge = healthy.groups["edge"][0]
