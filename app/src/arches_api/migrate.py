@@ -25,6 +25,9 @@ LOCK = 4_711_021_133  # any number, the same in every release
 LOCK_POLL = 0.25  # seconds
 # An ALTER that waits for a lock holds up everybody behind it: give way soon, try again.
 LOCK_TIMEOUT = "2s"
+# CREATE INDEX CONCURRENTLY waits for older transactions to end and holds up nobody meanwhile; cut off, it leaves an
+# invalid index behind.
+CONCURRENT_LOCK_TIMEOUT = "10min"
 TRIES, TRY_PAUSE = 10, 1.0
 
 CREATE_TABLE = """
@@ -218,7 +221,8 @@ async def _apply_one(connection: Connection, migration: Migration) -> None:
 
 async def _run(connection: Connection, migration: Migration) -> None:
     started = time.monotonic()
-    await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    patience = LOCK_TIMEOUT if migration.in_transaction else CONCURRENT_LOCK_TIMEOUT
+    await connection.execute(f"SET lock_timeout = '{patience}'")
     await connection.execute("SET statement_timeout = 0")
     if not migration.in_transaction:
         await connection.execute(migration.sql)

@@ -145,6 +145,30 @@ async def test_a_lock_that_comes_late_is_waited_for(
     assert (await running).applied == ["0002_column"]
 
 
+async def test_an_index_waits_for_older_transactions_however_long_they_take(
+    settings: MigrationSettings, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "200ms")
+    write("0001_table", "CREATE TABLE t (a int)")
+    await migrate.apply(settings, tmp_path)
+    write("0002_index", "-- no-transaction\nCREATE INDEX CONCURRENTLY t_a ON t (a)")
+    writer = await asyncpg.connect(settings.database_url)
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute("INSERT INTO t VALUES (1)")
+    running = asyncio.create_task(migrate.apply(settings, tmp_path))
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND now() - query_start > '1 s'"
+    try:
+        async with asyncio.timeout(20):
+            while not await value(settings, waits):
+                assert not running.done(), running
+    finally:
+        await transaction.rollback()
+        await writer.close()
+    assert (await running).applied == ["0002_index"]
+    assert await value(settings, "SELECT indisvalid FROM pg_index WHERE indexrelid = 't_a'::regclass") is True
+
+
 async def test_a_database_that_is_away_is_one_sentence() -> None:
     nowhere = MigrationSettings("postgres://m:hunter2@127.0.0.1:9/arches", None)
     with pytest.raises(MigrationError, match="no leader of Postgres") as caught:
