@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,20 @@ def test_the_files_say_what_ansible_says(environment: str) -> None:
     for host, variables in known["_meta"]["hostvars"].items():
         for name in ("address", "services", "domain", "machine_provider", "vendor_repositories", "sizes"):
             assert variables[name] == truth["_meta"]["hostvars"][host][name], (host, name)
+
+
+def test_hosts_that_were_added_are_known_as_ansible_knows_them(tmp_path: Path) -> None:
+    copy = tmp_path / "inventories"
+    shutil.copytree(PROJECT / "inventories", copy, ignore=shutil.ignore_patterns(".state", "scaled.yml"))
+    inventory = copy / "local"
+    added = {"api4": {"address": "10.88.10.24", "memory_mb": 2048, "cpus": 2}}
+    (inventory / "scaled.yml").write_text(json.dumps({"all": {"children": {"api": {"hosts": added}}}}))
+    lister = Path(sys.executable).parent / "ansible-inventory"
+    line = [lister, "-i", inventory, "--list"]
+    done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=60)
+    truth, known = json.loads(done.stdout), reach.read(inventory)
+    assert known["api"]["hosts"] == truth["api"]["hosts"] == ["api1", "api2", "api3", "api4"]
+    assert known["_meta"]["hostvars"]["api4"]["address"] == "10.88.10.24"
 
 
 def test_a_local_machine_is_reached_by_the_file_that_it_comes_with() -> None:
