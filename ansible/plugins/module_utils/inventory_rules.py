@@ -375,7 +375,8 @@ def shared_address_is_shared(inventory: Inventory) -> Iterator[str]:
     if interface is None or "/" not in text:
         yield f"{file}: `address` in `edge_virtual` is `{text}`. Write one with its prefix, such as 203.0.113.10/24."
         return
-    if len(inventory.members("edge")) < 2:
+    # Who has too few edges altogether is told so already.
+    if len(inventory.members("edge")) < 2 and not any(groups_have_their_size(inventory)):
         yield f"{file}: `edge_virtual` is for two edges or more; there is one. Add a second below `edge`, or remove it."
     for host, variables in inventory.hosts.items():
         if variables.get("address") == str(interface.ip):
