@@ -97,7 +97,7 @@ def test_the_leaders_host_is_lost_and_an_empty_machine_takes_its_place(writes: W
         recover(fleet, "host-replace", host=gone)
         took = time.monotonic() - began
     writes.keep("host-lost", replaced_in_s=round(took))
-    assert fleet.healthy()
+    wait_for("everything runs again", fleet.healthy, timeout_s=60, interval_s=1)
 
 
 def test_a_set_of_redis_that_cannot_choose_gets_a_leader(healthy: Fleet) -> None:
@@ -261,4 +261,4 @@ def test_two_of_three_data_hosts_are_lost(writes: Writes) -> None:
     missing = lost(writes.history, stored(fleet, writes.user, writes.history))
     # Nothing was written in the second before the loss: the standby had everything by then.
     assert missing == []
-    assert fleet.healthy()
+    wait_for("everything runs again", fleet.healthy, timeout_s=60, interval_s=1)
