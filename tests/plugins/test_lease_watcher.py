@@ -1,0 +1,269 @@
+"""When the lease of a silent leader is ended, and every reason to leave it. Two watchers share an etcd in memory."""
+
+import base64
+import importlib.util
+import json
+import ssl
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "roles/lease_watcher/files/lease_watcher.py"
+HOLDER, OTHERS = "data1", ("data2", "data3")
+LEASE = "7587"
+POLLS = 3
+
+
+def loaded() -> ModuleType:
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("lease_watcher", SOURCE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    # What is annotated as text is looked up here.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+watcher = loaded()
+
+
+def encoded(value: str) -> str:
+    return base64.b64encode(value.encode()).decode()
+
+
+class World:
+    """Three hosts as the watchers on two of them see them."""
+
+    def __init__(self) -> None:
+        self.keys = {"/service/arches/leader": HOLDER, "/service/arches/config": "{}"}
+        self.revisions = dict.fromkeys(self.keys, 1)
+        self.revision = 1
+        self.revoked: list[str] = []
+        self.etcd_silent = {HOLDER}
+        self.rest: dict[str, int] = dict.fromkeys(OTHERS, 0)
+        self.postgres: dict[str, bool] = dict.fromkeys(OTHERS, False)
+        self.receives: dict[str, bool] = dict.fromkeys(OTHERS, False)
+        self.asking = ""
+        self.ended = False
+
+    def put(self, key: str, value: str) -> None:
+        """Write a key."""
+        self.revision += 1
+        self.keys[key], self.revisions[key] = value, self.revision
+
+    def post(self, address: str, path: str, body: Any, *_: object) -> dict[str, Any]:
+        """A member of etcd."""
+        if address in self.etcd_silent:
+            raise watcher.NoAnswer(f"etcd on {address}: timed out")
+        if path == "/v3/kv/txn":
+            prefixes = (base64.b64decode(one["request_range"]["key"]).decode() for one in body["success"])
+            ranges = [{"response_range": {"kvs": self.below(prefix)}} for prefix in prefixes]
+            return {"header": {"revision": str(self.revision)}, "responses": ranges}
+        if path == "/v3/kv/put":
+            self.put(base64.b64decode(body["key"]).decode(), base64.b64decode(body["value"]).decode())
+        elif path == "/v3/lease/revoke" and self.ended:
+            raise watcher.Unknown(f"etcd on {address}: no such lease")
+        elif path == "/v3/lease/revoke":
+            self.revoked.append(body["ID"])
+        return {"ID": "1"}
+
+    def below(self, prefix: str) -> list[dict[str, str]]:
+        """Keys with a prefix."""
+        return [
+            {"key": encoded(k), "value": encoded(v), "lease": LEASE, "mod_revision": str(self.revisions[k])}
+            for k, v in self.keys.items()
+            if k.startswith(prefix)
+        ]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """The leader's host is silent for all."""
+    world = World()
+
+    def receives(settings: Any) -> bool:
+        return world.receives[settings.name]
+
+    monkeypatch.setattr(watcher, "post", world.post)
+    monkeypatch.setattr(watcher, "patroni_status", lambda *_: world.rest[world.asking])
+    monkeypatch.setattr(watcher, "postgres_answers", lambda *_: world.postgres[world.asking])
+    monkeypatch.setattr(watcher, "receives_wal", receives)
+    return world
+
+
+class Watch:
+    """A watcher on each of some hosts, polling in turn."""
+
+    def __init__(self, world: World, names: tuple[str, ...] = OTHERS, etcd: tuple[str, ...] = (HOLDER, *OTHERS)):
+        self.world, self.lines = world, list[str]()
+        members = {name: name for name in (HOLDER, *OTHERS)}
+        self.all = {
+            name: watcher.Watcher(
+                watcher.Settings(
+                    name, members, etcd, 8008, 5432, "", "", "", 60.0, 0.1, POLLS, "monitor", "secret", "arches"
+                ),
+                ssl.create_default_context(),
+                self.lines.append,
+            )
+            for name in names
+        }
+
+    def poll(self, times: int, before: Callable[[int], None] = lambda turn: None) -> None:
+        """So many polls of each."""
+        for turn in range(times):
+            before(turn)
+            for name, one in self.all.items():
+                self.world.asking = name
+                try:
+                    one.poll()
+                except watcher.NoAnswer as reason:
+                    self.lines.append(f"nothing is done: {reason}")
+
+
+def test_a_lost_leader_gives_up_its_lease(world: World) -> None:
+    watch = Watch(world)
+    # One poll to learn who leads, then silence, then both have heard each other.
+    watch.poll(1 + POLLS + 2)
+    assert set(world.revoked) == {LEASE}
+    assert f"{HOLDER} is silent for all and no WAL comes from it: its lease is ended" in watch.lines
+
+
+def teller(world: World, silent: int) -> Callable[[int], None]:
+    """The other watcher, which tells in every turn for how many polls it has heard nothing."""
+    view = {"leader": HOLDER, "lease": LEASE, "silent": silent, "receives": False}
+    return lambda turn: world.put("/arches/watch/data3", json.dumps(view))
+
+
+def test_not_before_it_was_silent_for_all_polls(world: World) -> None:
+    watch = Watch(world, ("data2",))
+    watch.poll(POLLS, teller(world, 99))
+    assert world.revoked == []
+    watch.poll(1, teller(world, 99))
+    assert set(world.revoked) == {LEASE}
+
+
+def test_not_before_it_was_silent_for_the_other(world: World) -> None:
+    watch = Watch(world, ("data2",))
+    watch.poll(4 * POLLS, teller(world, POLLS - 1))
+    assert world.revoked == []
+
+
+def paused(world: World) -> None:
+    world.put("/service/arches/config", json.dumps({"pause": True}))
+
+
+def one_hears_patroni(world: World) -> None:
+    world.rest["data3"] = 200
+
+
+def one_hears_postgres(world: World) -> None:
+    world.postgres["data3"] = True
+
+
+def one_receives(world: World) -> None:
+    world.receives["data3"] = True
+
+
+def nobody_holds_it(world: World) -> None:
+    del world.keys["/service/arches/leader"]
+
+
+def etcd_has_no_majority(world: World) -> None:
+    world.etcd_silent = {HOLDER, "data3"}
+
+
+def garbage(world: World) -> None:
+    world.put("/arches/watch/data3", "no JSON")
+
+
+@pytest.mark.parametrize(
+    ("fact", "says"),
+    [
+        (paused, "its lease stays: the cluster is paused"),
+        (one_hears_patroni, "its lease stays: data3 does not find it silent"),
+        (one_hears_postgres, "its lease stays: data3 does not find it silent"),
+        (one_receives, "its lease stays: data3 receives WAL from it"),
+        (one_receives, "its lease stays: this host receives WAL from it"),
+        (nobody_holds_it, "nobody leads"),
+        (etcd_has_no_majority, "nothing is done: etcd on data1: timed out; etcd on data3: timed out"),
+    ],
+)
+def test_every_reason_leaves_the_lease(world: World, fact: Callable[[World], None], says: str) -> None:
+    watch = Watch(world)
+    watch.poll(1)
+    fact(world)
+    watch.poll(3 * POLLS)
+    assert world.revoked == []
+    assert any(says in line or set(says.split("; ")) <= set(line.split("; ")) for line in watch.lines), watch.lines
+
+
+def test_one_watcher_alone_ends_nothing(world: World) -> None:
+    watch = Watch(world, ("data2",))
+    watch.poll(4 * POLLS)
+    assert world.revoked == []
+    assert f"{HOLDER} is silent, its lease stays: data3 does not find it silent" in watch.lines
+
+
+def test_what_was_told_once_and_not_renewed_does_not_count(world: World) -> None:
+    """The other was cut off after it had told: its view stays for a while."""
+    watch = Watch(world, ("data2",))
+    view = {"leader": HOLDER, "lease": LEASE, "silent": 99, "receives": False}
+    watch.poll(2)
+    world.put("/arches/watch/data3", json.dumps(view))
+    watch.poll(4 * POLLS)
+    assert world.revoked == []
+
+
+def test_a_view_of_an_earlier_lease_does_not_count(world: World) -> None:
+    view = {"leader": HOLDER, "lease": "1", "silent": 99, "receives": False}
+    watch = Watch(world, ("data2",))
+    watch.poll(4 * POLLS, lambda turn: world.put("/arches/watch/data3", json.dumps(view | {"silent": turn + 50})))
+    assert world.revoked == []
+
+
+def test_the_leader_does_not_watch_itself(world: World) -> None:
+    world.rest[HOLDER], world.postgres[HOLDER], world.receives[HOLDER] = 0, False, False
+    world.etcd_silent = set()
+    watch = Watch(world, (HOLDER,))
+    watch.poll(4 * POLLS)
+    assert world.revoked == []
+    assert not any(key.startswith("/arches/watch/") for key in world.keys)
+
+
+@pytest.mark.parametrize("etcd", [(HOLDER,), ("data2",)])
+def test_one_member_of_etcd_is_never_enough(world: World, etcd: tuple[str, ...]) -> None:
+    world.etcd_silent = set()
+    watch = Watch(world, etcd=etcd)
+    watch.poll(4 * POLLS)
+    assert world.revoked == []
+    assert set(watch.lines) == {"nothing is done: etcd has 1 member"}
+
+
+def test_what_nobody_of_us_wrote_stops_it(world: World) -> None:
+    watch = Watch(world)
+    watch.poll(1)
+    garbage(world)
+    watch.poll(3 * POLLS, lambda turn: garbage(world))
+    assert world.revoked == []
+
+
+def test_whoever_is_second_finds_the_lease_ended(world: World) -> None:
+    world.ended = True
+    watch = Watch(world)
+    watch.poll(1 + POLLS + 2)
+    assert not any(line.startswith("nothing is done") for line in watch.lines), watch.lines
+
+
+def test_a_leader_that_comes_back_starts_the_count_anew(world: World) -> None:
+    watch = Watch(world)
+    watch.poll(POLLS)
+    world.rest = dict.fromkeys(OTHERS, 200)
+    watch.poll(1)
+    world.rest = dict.fromkeys(OTHERS, 0)
+    watch.poll(POLLS - 1)
+    assert world.revoked == []
