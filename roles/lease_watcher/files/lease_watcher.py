@@ -97,7 +97,7 @@ class Found(NamedTuple):
 
 
 def post(address: str, path: str, body: Any, context: ssl.SSLContext, seconds: float) -> dict[str, Any]:
-    """One question to a member of etcd (`host:port`). Raises NoAnswer for silence and refusal, Unknown for a lost lease."""
+    """One question to a member of etcd (`host:port`). Raises NoAnswer (silence, refusal) or Unknown (a lost lease)."""
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPSConnection(host, int(port), timeout=seconds, context=context)
     try:
