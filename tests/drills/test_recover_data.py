@@ -1,82 +1,19 @@
 """Data hosts fail for real on the running fleet, under writes through the edge; on-call's playbooks bring them back.
 
-What each costs is printed and kept in results/recover: `gap_s` is the longest time between two acknowledged writes.
 Marked `long`, for `make test-full`: what takes minutes, or is much like another.
 """
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lib.client import artifact_writer, edge_client, register_and_login, stored
-from lib.fleet import REPOSITORY, Fleet
-from lib.history import History, WriteLoad, lost
+from drills.recovering import Writes, leads, recover, said
+from lib.client import stored
+from lib.fleet import Fleet
+from lib.history import lost
+from lib.postgres import sql
 from lib.waiting import wait_for
-
-RESULTS = REPOSITORY / "results" / "recover"
-RECOVER = "ansible/recover"
-
-
-def leads(fleet: Fleet, service: str) -> str | None:
-    """Who leads Postgres, Redis or etcd."""
-    found = fleet.status()[1][service]["leader"]
-    return str(found) if found else None
-
-
-def recover(fleet: Fleet, incident: str, **arguments: str) -> str:
-    """Type a recovery playbook; what it said in one line."""
-    words = [word for name, value in {"confirm": "local", **arguments}.items() for word in ("-e", f"{name}={value}")]
-    output = " ".join(fleet.playbook(f"{RECOVER}/{incident}.yml", *words, "-e", "restart=true").output.split())
-    assert f"{incident}: recovered and proven" in output, output[-3000:]
-    return output
-
-
-def said(fleet: Fleet, incident: str, **arguments: str) -> str:
-    """What a recovery playbook says that changes nothing."""
-    words = [word for name, value in arguments.items() for word in ("-e", f"{name}={value}")]
-    result = fleet.playbook(f"{RECOVER}/{incident}.yml", *words, "-e", "restart=true", check=False)
-    assert result.changed == 0 and "Nothing was changed" in result.output, result.output[-3000:]
-    return " ".join(result.output.split())
-
-
-class Writes:
-    """Acknowledged writes through the edge while something happens, and what became of them."""
-
-    def __init__(self, fleet: Fleet, folder: Path) -> None:
-        self.fleet, self.history = fleet, History(folder / "history.jsonl")
-        with edge_client(fleet) as client:
-            self.user = register_and_login(client)
-        self.gap_s = 0.0
-
-    @contextmanager
-    def through(self) -> Iterator[None]:
-        """They run before, during and after."""
-        # Few enough that each can be read back afterwards.
-        with WriteLoad(self.history, artifact_writer(self.fleet, self.user), workers=2, pause_s=0.1):
-            self.go_on()
-            began = time.monotonic()
-            yield
-            self.go_on()
-            self.gap_s = self.history.longest_gap_s(began, time.monotonic())
-
-    def go_on(self) -> None:
-        """Wait until some more were acknowledged."""
-        before = self.history.counts()["ok"]
-        wait_for("writes go on", lambda: self.history.counts()["ok"] >= before + 30, timeout_s=120)
-
-    def keep(self, name: str, **figures: object) -> None:
-        """No acknowledged write is missing; the figures are printed and kept."""
-        missing = lost(self.history, stored(self.fleet, self.user, self.history))
-        counts = self.history.counts()
-        told = {"gap_s": round(self.gap_s, 1), "lost": len(missing), **counts, **figures}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
-        print(f"{name}: {told}")
-        assert missing == []
 
 
 @pytest.fixture
@@ -201,13 +138,6 @@ def damage(fleet: Fleet, host: str) -> None:
     )
 
 
-def superuser(fleet: Fleet, statement: str) -> str:
-    """What a statement on the leader returns."""
-    leader = leads(fleet, "postgres")
-    assert leader
-    return fleet.ssh(leader, f'psql -U postgres -XAtq -v ON_ERROR_STOP=1 arches -c "{statement}"').stdout.strip()
-
-
 @pytest.mark.long
 def test_who_holds_a_transaction_open_is_named_and_ended(healthy: Fleet) -> None:
     secret = (healthy.state / "secrets" / "postgres_app").read_text().strip()
@@ -216,10 +146,10 @@ def test_who_holds_a_transaction_open_is_named_and_ended(healthy: Fleet) -> None
     healthy.ssh("api1", f"{unit} psql -c 'SELECT pg_sleep(600)' '{pool}'")
     held = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND now() - xact_start > '3 s'"
     try:
-        wait_for("it holds on", lambda: superuser(healthy, held) == "1", timeout_s=30)
+        wait_for("it holds on", lambda: sql(healthy, held) == "1", timeout_s=30)
         assert "pg_sleep(600)" in said(healthy, "connections-full", older_than_s="3")
         recover(healthy, "connections-full", older_than_s="3")
-        assert superuser(healthy, held) == "0"
+        assert sql(healthy, held) == "0"
     finally:
         healthy.ssh("api1", "systemctl stop drill-held; systemctl reset-failed drill-held", check=False)
 
@@ -227,12 +157,12 @@ def test_who_holds_a_transaction_open_is_named_and_ended(healthy: Fleet) -> None
 @pytest.mark.long
 def test_old_rows_are_frozen_after_what_kept_them_is_gone(healthy: Fleet) -> None:
     there = "EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'orphan')"
-    superuser(healthy, f"SELECT pg_create_physical_replication_slot('orphan', true) WHERE NOT {there}")
+    sql(healthy, f"SELECT pg_create_physical_replication_slot('orphan', true) WHERE NOT {there}")
     for _ in range(50):
-        superuser(healthy, "SELECT pg_current_xact_id()")
+        sql(healthy, "SELECT pg_current_xact_id()")
     assert "slot orphan, used by nobody" in said(healthy, "wraparound", above="20")
     recover(healthy, "wraparound", above="20")
-    assert superuser(healthy, f"SELECT {there}") == "f"
+    assert sql(healthy, f"SELECT {there}") == "f"
 
 
 @pytest.mark.long

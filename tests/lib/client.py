@@ -31,10 +31,20 @@ def edge_client(fleet: Fleet, timeout_s: float = 10, host: str = "edge1", **opti
     )
 
 
-def register_and_login(client: httpx.Client) -> dict[str, str]:
-    """Make a new user and return the Authorization header of a fresh session."""
+def register(client: httpx.Client) -> dict[str, str]:
+    """Make a new user; what it signs in with."""
     account = {"email": f"{secrets.token_hex(8)}@example.org", "password": secrets.token_urlsafe(18)}
     client.post("/v1/auth/register", json={**account, "name": "Test"}).raise_for_status()
+    return account
+
+
+def register_and_login(client: httpx.Client) -> dict[str, str]:
+    """Make a new user and return the Authorization header of a fresh session."""
+    return login(client, register(client))
+
+
+def login(client: httpx.Client, account: dict[str, str]) -> dict[str, str]:
+    """The Authorization header of a fresh session."""
     answer = client.post("/v1/auth/login", json=account).raise_for_status().json()
     return {"Authorization": f"{answer['token_type']} {answer['access_token']}"}
 

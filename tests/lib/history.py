@@ -82,6 +82,8 @@ class WriteLoad:
     ) -> None:
         self._history, self._write, self._pause = history, write, pause_s
         self._stop = threading.Event()
+        # A second load on one history has keys of its own.
+        self._begun = len(history.entries)
         self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(workers)]
 
     def __enter__(self) -> "WriteLoad":
@@ -97,7 +99,7 @@ class WriteLoad:
     def _run(self, worker: int) -> None:
         sequence = 0
         while not self._stop.wait(self._pause):
-            key = f"w{worker}-{sequence}"
+            key = f"{self._begun}-w{worker}-{sequence}"
             self._history.record(key, "invoke")
             outcome, value = self._write(key)
             self._history.record(key, outcome, value)

@@ -261,3 +261,67 @@ def test_no_program_hears_a_secret_by_its_command_line(program: ModuleType, monk
     program.crypt(host, Path("a"), Path("b"))
     assert [words[0] for words in seen] == ["curl", "redis-cli", "openssl"]
     assert not [words for words in seen if "s3cret" in " ".join(words)]
+
+
+def stored(program: ModuleType, key: str, *since: float) -> list[Any]:
+    """Versions of an object as the store lists them; a negative time is a deletion."""
+    made = [program.Version(key, str(at), at < 0, abs(at), 10 if at > 0 else 0) for at in since]
+    return list(reversed(made))
+
+
+@pytest.mark.parametrize(
+    ("key", "since", "back"),
+    [
+        ("pgbackrest/backup/arches/L/file", (10, -50), "10"),
+        ("pgbackrest/backup/arches/L/file", (10,), None),
+        ("pgbackrest/backup/arches/L/file", (10, -20), None),  # gone before the moment
+        ("pgbackrest/backup/arches/L/file", (40,), None),  # not yet there
+        ("pgbackrest/backup/arches/L/file", (10, 50), "10"),  # somebody wrote over it
+        ("pgbackrest/backup/arches/backup.info", (10, 50), None),  # pgBackRest itself wrote it again
+        ("pgbackrest/backup/arches/backup.info", (10, 20, 50, -60), "20"),
+        ("pgbackrest/archive/arches/archive.info.copy", (10, -50, 60), None),  # a new chain has begun
+    ],
+)
+def test_what_was_current_at_a_moment_and_is_not_any_more_can_come_back(
+    program: ModuleType, key: str, since: tuple[float, ...], back: str | None
+) -> None:
+    found = program.hidden(stored(program, key, *since), at=30)
+    assert [version.version_id for version in found] == ([back] if back else [])
+
+
+def test_when_a_version_was_made_is_in_its_name_where_that_is_a_ulid(program: ModuleType) -> None:
+    modified = "2026-11-30T17:59:52Z"
+    assert program.created("01M8PSSZAH6D6V0HT789JYV1X6", "2026-11-30T17:50:03.16Z") == pytest.approx(1796061592.913)
+    assert program.created("not-a-ulid", modified) == 1796061592
+    assert program.created("null", modified) == 1796061592
+
+
+def test_the_moment_is_before_the_lists_were_deleted(program: ModuleType) -> None:
+    lists = stored(program, "pgbackrest/backup/arches/backup.info", 10, -50)
+    expired = stored(program, "pgbackrest/backup/arches/L/file", 10, -20)
+    assert program.vanished([*lists, *expired]) == 49
+    assert program.vanished(expired) is None
+    assert program.vanished(stored(program, "pgbackrest/backup/arches/backup.info", 10, -50, 60)) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("pgbackrest/backup/arches/20261122-020000F/pg_data/x", "backup 20261122-020000F"),
+        ("pgbackrest/backup/arches/backup.info", "the lists of backups and WAL"),
+        ("pgbackrest/archive/arches/17-1/0000/0001", "WAL"),
+        ("redis/data1/20261122T020000Z.rdb.aes", "copies of Redis of data1"),
+        ("other", "other"),
+    ],
+)
+def test_an_object_is_named_by_what_it_belongs_to(program: ModuleType, key: str, words: str) -> None:
+    assert program.part_of(key) == words
+
+
+def test_a_moment_needs_a_zone_and_belongs_to_two_verbs(
+    program: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["bring-back"], ["full", "--at", "2026-01-01T10:00:00Z"], ["deleted", "--at", "2026-01-01T10:00:00"]):
+        with pytest.raises(SystemExit):
+            program.main(words)
+    assert "names no time zone" in capsys.readouterr().err

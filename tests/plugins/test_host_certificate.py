@@ -101,6 +101,39 @@ def test_a_ca_that_lost_its_key_is_not_replaced_in_silence(tmp_path: Path) -> No
         environment_ca.ensure(*paths, "test", 10)
 
 
+def test_one_ca_follows_another_in_three_steps_that_can_be_repeated(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "ca.key", tmp_path / "ca.crt"
+    environment_ca.ensure(key, certificate, "test", 10)
+    old = key.read_text()
+
+    def signer() -> tuple[int, int | None]:
+        bundle = certificate.read_text()
+        return environment_ca.authorities(bundle), environment_ca.signer(key.read_text(), bundle)
+
+    assert environment_ca.trust(key, certificate, "test", 10)
+    assert not environment_ca.trust(key, certificate, "test", 10)
+    assert signer() == (2, 0) and key.read_text() == old
+    assert environment_ca.sign(key, certificate)
+    assert not environment_ca.sign(key, certificate)
+    assert signer() == (2, 1) and (tmp_path / "ca.key.former").read_text() == old
+    assert environment_ca.forget(key.read_text(), key, certificate)
+    assert not environment_ca.forget(key.read_text(), key, certificate)
+    assert signer() == (1, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ca.crt", "ca.key"]
+    assert key.stat().st_mode & 0o777 == 0o600
+    environment_ca.Authority(key.read_text(), certificate.read_text())
+
+
+def test_a_new_ca_that_is_gone_signs_nothing(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "ca.key", tmp_path / "ca.crt"
+    environment_ca.ensure(key, certificate, "test", 10)
+    environment_ca.trust(key, certificate, "test", 10)
+    (tmp_path / "ca.key.next").unlink()
+    with pytest.raises(environment_ca.PkiError, match="step trust"):
+        environment_ca.sign(key, certificate)
+    assert environment_ca.signer(environment_ca.new_key(), certificate.read_text()) is None
+
+
 def test_readers_are_grouped_by_owner() -> None:
     readers = [
         {"owner": "redis", "action": "a"},

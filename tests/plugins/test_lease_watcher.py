@@ -5,7 +5,7 @@ import importlib.util
 import json
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +49,7 @@ class World:
         self.postgres: dict[str, bool] = dict.fromkeys(OTHERS, False)
         self.receives: dict[str, bool] = dict.fromkeys(OTHERS, False)
         self.asking = ""
+        self.watchers: list[Any] = []
         self.ended = False
 
     def put(self, key: str, value: str) -> None:
@@ -82,7 +83,7 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The leader's host is silent for all."""
     world = World()
 
@@ -93,7 +94,11 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(watcher, "patroni_status", lambda *_: world.rest[world.asking])
     monkeypatch.setattr(watcher, "postgres_answers", lambda *_: world.postgres[world.asking])
     monkeypatch.setattr(watcher, "receives_wal", receives)
-    return world
+    yield world
+    # Who answers first is enough for a watcher: what it asked the others would still go on in the next test's world.
+    for one in world.watchers:
+        one.etcd.pool.shutdown()
+        one.pool.shutdown()
 
 
 class Watch:
@@ -112,6 +117,7 @@ class Watch:
             )
             for name in names
         }
+        world.watchers += self.all.values()
 
     def poll(self, times: int, before: Callable[[int], None] = lambda turn: None) -> None:
         """So many polls of each."""

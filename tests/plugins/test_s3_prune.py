@@ -92,6 +92,10 @@ def prune(store: Store) -> dict[str, int]:
         ([("a", 40), ("-", 30), ("b", 20), ("-", 1)], ["b", "-"]),
         ([("-", 15)], []),
         ([("-", 13)], ["-"]),
+        # The gateway tells of a marker how old the object was, and of the object when it was deleted.
+        ([("a", 1), ("-", 1000)], ["a", "-"]),
+        ([("a", 15), ("-", 1000)], []),
+        ([("a", 40), ("b", 1), ("-", 1000)], ["a", "b", "-"]),
         # The store tells seconds: two changes within one may come in any order, but the current one is known.
         ([("a", 20), ("b", 20)], ["b"]),
     ],

@@ -12,7 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from fleet_lock import Claim, Etcd, Found, LockError, NoQuorum, acquire, assure, context_of, keep, look, revoke, run_of
+from fleet_lock import (
+    Claim,
+    Etcd,
+    Found,
+    LockError,
+    NoQuorum,
+    acquire,
+    assure,
+    context_of,
+    family_of,
+    keep,
+    look,
+    revoke,
+    run_of,
+)
 from lib.waiting import wait_for
 
 from .conftest import Ca, Members, free_port
@@ -92,15 +106,23 @@ def test_the_same_run_has_it_already_another_of_the_same_person_has_not(etcd: Me
         acquire(etcd.client, claim("anna", "second"))
 
 
+def test_what_a_run_has_started_is_part_of_it(etcd: Members) -> None:
+    acquire(etcd.client, claim("anna", "first"))
+    assert acquire(etcd.client, claim("anna", "nested"), family=["nested", "shell", "first"]) is None
+    assure(etcd.client, ["nested", "shell", "first"])
+    with pytest.raises(LockError, match="locked by anna@ctl1"):
+        acquire(etcd.client, claim("anna", "beside"), family=["beside", "shell"])
+
+
 def test_only_the_holders_name_breaks_a_lock(etcd: Members) -> None:
     acquire(etcd.client, claim("anna"))
     for name in ("anna", "bob@ctl1", "anna@ctl"):
         with pytest.raises(LockError, match=f"locked by anna@ctl1 .* break_lock names {name}, who does not have it"):
             acquire(etcd.client, claim("bob"), name)
     assert acquire(etcd.client, claim("bob"), "anna@ctl1")
-    assure(etcd.client, "bob")
+    assure(etcd.client, ["bob"])
     with pytest.raises(LockError, match="lost the fleet lock: bob@ctl1 has it for deploy by bob"):
-        assure(etcd.client, "anna")
+        assure(etcd.client, ["anna"])
 
 
 def test_break_lock_does_no_harm_where_nobody_holds_it(etcd: Members) -> None:
@@ -153,7 +175,7 @@ def test_a_keeper_leaves_a_lock_that_was_broken(etcd: Members) -> None:
         keeper = keeper_of(process.pid)
         assert acquire(etcd.client, claim("bob"), "anna@ctl1")
         wait_for("anna's keeper is gone", lambda: ended(keeper), timeout_s=20)
-        assure(etcd.client, "bob")
+        assure(etcd.client, ["bob"])
 
 
 def test_a_playbook_that_is_gone_before_its_keeper_looks_leaves_no_lock(etcd: Members) -> None:
@@ -232,3 +254,4 @@ def test_nobody_listens(ca: Ca) -> None:
 def test_a_process_has_a_name_of_its_own() -> None:
     with playbook() as one, playbook() as other:
         assert run_of(one.pid) == run_of(one.pid) != run_of(other.pid)
+        assert family_of(one.pid)[:2] == [run_of(one.pid), run_of(os.getpid())]

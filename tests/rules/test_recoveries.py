@@ -11,18 +11,21 @@ KEYS = {"incident", "arguments", "stages", "needs_backup"}
 
 
 def recoveries_use_the_runner(repository: Repository) -> Iterator[str]:
-    """One play on all hosts that hands itself to the runner, and a file for the plan and for each stage."""
+    """Its last play is on all hosts and hands itself to the runner; there is a file for the plan and for each stage.
+
+    Plays before it are for what must be there before any host can be asked.
+    """
     for file in repository.match("ansible/recover/*.yml"):
         path = PurePath(file)
         if path.parent.name != "recover":
             continue
         plays = repository.data(file)
-        play = plays[0] if isinstance(plays, list) and len(plays) == 1 else {}
+        play = plays[-1] if isinstance(plays, list) and plays else {}
         tasks = play.get("tasks") or []
         if not repository.text(file).startswith("---\n#"):
             yield f"{file}: begins without a comment that says when this is the right playbook"
         if play.get("hosts") != "all" or play.get("any_errors_fatal") is not True or len(tasks) != 1:
-            yield f"{file}: must be one play on `hosts: all` with `any_errors_fatal: true` and one task"
+            yield f"{file}: must end with a play on `hosts: all` with `any_errors_fatal: true` and one task"
             continue
         recovery = (tasks[0].get("vars") or {}).get("recovery") or {}
         if tasks[0].get("ansible.builtin.include_tasks") != RUNNER or not recovery.keys() <= KEYS:
@@ -70,8 +73,8 @@ def broken(old: str, new: str) -> dict[str, str]:
 
 BROKEN: list[tuple[Rule, dict[str, str], str]] = [
     (recoveries_use_the_runner, broken("# When x is broken.\n", ""), "begins without a comment"),
-    (recoveries_use_the_runner, broken("hosts: all", "hosts: data"), "must be one play on `hosts: all`"),
-    (recoveries_use_the_runner, broken("any_errors_fatal: true", "serial: 1"), "must be one play on `hosts: all`"),
+    (recoveries_use_the_runner, broken("hosts: all", "hosts: data"), "must end with a play on `hosts: all`"),
+    (recoveries_use_the_runner, broken("any_errors_fatal: true", "serial: 1"), "must end with a play on `hosts: all`"),
     (recoveries_use_the_runner, broken("run.yml", "walk.yml"), "its task must include"),
     (recoveries_use_the_runner, broken("stages:", "stagse:"), "its task must include"),
     (recoveries_use_the_runner, broken("incident: x", "incident: y"), "`incident` must be the file's name, x"),

@@ -11,6 +11,9 @@
         identity: /media/key/anna.txt         # private key; without it a bundle can be sealed, but not opened
         keep: 10                              # bundles in state_dir/escrow
 
+    - name: Put back what a bundle holds      # of a local environment, where it is missing; nothing is written over
+      escrow: {unpack: true, seal: false, ..., bundle: /media/safe/local.age, identity: /media/key/anna.txt}
+
 The secrets are read here and not given as arguments, so that no log can show them. Returns `bundle`, `text` (one
 sentence), and `opened_at` (seconds since 1970) if the bundle was opened and found complete.
 """
@@ -38,6 +41,7 @@ from escrow import (
     read_identity,
     seal,
     store,
+    unpack,
     unseal,
 )
 from inventory_rules import secret_state
@@ -51,6 +55,7 @@ SPEC = {
     "bundle": {"type": "path"},
     "identity": {"type": "path"},
     "keep": {"type": "int", "default": 10},
+    "unpack": {"type": "bool", "default": False},
 }
 
 
@@ -109,6 +114,21 @@ def prove(file: Path, identities: list[Path], now: Bundle) -> None:
         raise EscrowError(f"{file}: {'; '.join(dict.fromkeys(found))}. `make escrow` seals a new bundle")
 
 
+def put_back(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the named bundle holds is in state_dir. Raises EscrowError."""
+    if not args["bundle"] or not args["identity"]:
+        raise EscrowError("Name the bundle and a private key that opens it: -e bundle=FILE -e identity=FILE")
+    file = Path(args["bundle"])
+    try:
+        held = unseal(file.read_bytes(), read_identity(Path(args["identity"])))
+        written = unpack(held, args["environment"], Path(args["state_dir"]))
+    except OSError as error:
+        raise EscrowError(f"{file} cannot be read: {error.strerror}. Name another bundle") from error
+    except EscrowError as error:
+        raise EscrowError(f"{file}: {error}") from error
+    return {"changed": bool(written), "text": f"{len(written)} files of {file} are back in {args['state_dir']}."}
+
+
 class ActionModule(ActionBase):
     """The action behind `escrow`; it runs on the controller and reaches no host."""
 
@@ -126,6 +146,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{error}.") from None
 
     def _keep(self, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
+        if args["unpack"]:
+            return put_back(args)
         state, sealing = Path(args["state_dir"]), args["seal"] and not self._task.check_mode
         contents = local_files(state) if args["local"] else self._vault_contents(task_vars)
         if sealing:

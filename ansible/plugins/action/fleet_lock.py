@@ -10,7 +10,8 @@
         without_etcd: true           # optional: consent to go on without a lock when etcd has no quorum
         state: kept                  # optional: do not take it, make sure that it was not lost; `asked`: say who has it
 
-There is no unlocking: the lock ends with the process (docs/recovery.md).
+There is no unlocking: the lock ends with the process (docs/recovery.md). A playbook that a playbook with the lock has
+started is part of it and needs none of its own.
 
 Result: locked; why (when it is not).
 """
@@ -79,16 +80,15 @@ def lock(args: dict[str, Any]) -> dict[str, Any]:
     authority = Authority(args["ca_key"], args["ca_certificate"])
     own = "".join(client_certificate("controller", authority, now))
     etcd = fleet_lock.Etcd(args["endpoints"], fleet_lock.context_of(args["ca_certificate"], own))
-    claim = fleet_lock.Claim(
-        fleet_lock.holder(), args["purpose"], f"{now:%Y-%m-%d %H:%M:%S} UTC", fleet_lock.run_of(playbook)
-    )
+    family = fleet_lock.family_of(playbook)
+    claim = fleet_lock.Claim(fleet_lock.holder(), args["purpose"], f"{now:%Y-%m-%d %H:%M:%S} UTC", family[0])
     if args["state"] == "asked":
         other = fleet_lock.look(etcd)
         return {"changed": False, "locked": False, "why": fleet_lock.held(other.claim) if other else ""}
     if args["state"] == "kept":
-        fleet_lock.assure(etcd, claim.run)
+        fleet_lock.assure(etcd, family)
         return {"changed": False, "locked": True, "why": ""}
-    lease = fleet_lock.acquire(etcd, claim, args["break_holder"], args["ttl_s"])
+    lease = fleet_lock.acquire(etcd, claim, args["break_holder"], args["ttl_s"], family)
     if lease is not None:
         try:
             fleet_lock.keep(args["endpoints"], args["ca_certificate"], own, lease, playbook, args["ttl_s"])

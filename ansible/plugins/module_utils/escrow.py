@@ -130,6 +130,28 @@ def local_files(state: Path) -> dict[str, bytes]:
     return {f"state/{file.relative_to(state)}": file.read_bytes() for file in sorted(found) if file.is_file()}
 
 
+def unpack(held: Bundle, environment: str, state: Path) -> list[str]:
+    """Put a local environment's secrets and keys back; names of those that were missing.
+
+    Raises EscrowError for a bundle of another environment, and before anything is written over.
+    """
+    if held.environment != environment:
+        raise EscrowError(f"it is of the environment {held.environment}, not of {environment}")
+    files = {state / name.removeprefix("state/"): content for name, content in held.contents.items()}
+    if not files or not all(name.startswith("state/") for name in held.contents):
+        raise EscrowError("it holds a vault, which a person puts back: docs/escrow.md, Opening it by hand")
+    for file, content in files.items():
+        if not file.resolve().is_relative_to(state.resolve()):
+            raise EscrowError(f"it would write to {file}, outside of {state}")
+        if file.exists() and file.read_bytes() != content:
+            raise EscrowError(f"{file} is another one than in it: move {state} away, or go on without the bundle")
+    missing = [file for file in files if not file.exists()]
+    for file in missing:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store(file, files[file])
+    return [str(file.relative_to(state)) for file in missing]
+
+
 def read_identity(file: Path) -> x25519.Identity:
     """The private key in a file as `age-keygen` writes it. Raises EscrowError."""
     try:

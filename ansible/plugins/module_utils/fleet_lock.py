@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from json_https import NoAnswer, Response, ask, in_parallel, tls_context
@@ -162,8 +162,10 @@ def text64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def acquire(etcd: Etcd, claim: Claim, break_holder: str = "", ttl_s: int = TTL_S) -> str | None:
-    """Take the lock and return its lease; None when this very run has it already.
+def acquire(
+    etcd: Etcd, claim: Claim, break_holder: str = "", ttl_s: int = TTL_S, family: Collection[str] = ()
+) -> str | None:
+    """Take the lock and return its lease; None when this very run has it already, or one of `family`.
 
     `break_holder` takes it from that holder, who notices when its lease is renewed next. Raises LockError.
     """
@@ -173,7 +175,7 @@ def acquire(etcd: Etcd, claim: Claim, break_holder: str = "", ttl_s: int = TTL_S
         deadline = time.monotonic() + GIVEN_BACK_S
         while not taken:
             other = put_if(etcd, claim, lease, ABSENT)
-            if other and other.claim.run == claim.run:
+            if other and other.claim.run in (claim.run, *family):
                 return None
             if other and other.claim.holder == break_holder:
                 same = {"target": "MOD", "modRevision": other.revision}
@@ -201,10 +203,10 @@ def held(claim: Claim, break_holder: str = "") -> str:
     )
 
 
-def assure(etcd: Etcd, run: str) -> None:
-    """Make sure that a run still has the lock it took. Raises LockError."""
+def assure(etcd: Etcd, family: Collection[str]) -> None:
+    """Make sure that a run, or one that it is part of, still has the lock it took. Raises LockError."""
     now = look(etcd)
-    if now is None or now.claim.run != run:
+    if now is None or now.claim.run not in family:
         whose = f"{now.claim.holder} has it for {now.claim.purpose} since {now.claim.since}" if now else "nobody has it"
         raise LockError(
             f"This run has lost the fleet lock: {whose}. "
@@ -225,6 +227,15 @@ def run_of(pid: int) -> str:
     """A name for one process of this computer that no other will have: numbers of processes come again."""
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{socket.gethostname()}:{pid}:{started}"
+
+
+def family_of(pid: int) -> list[str]:
+    """A process and those that started it: what a playbook starts is part of it and needs no lock of its own."""
+    family = []
+    while pid > 1:
+        family.append(run_of(pid))
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return family
 
 
 def keep(endpoints: Mapping[str, str], ca: str, own: str, lease: str, pid: int, ttl_s: int) -> None:

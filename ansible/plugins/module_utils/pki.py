@@ -24,6 +24,10 @@ class PkiError(ValueError):
     """What is wrong with a key or certificate that was handed in, and what to write instead."""
 
 
+class Stranger(PkiError):
+    """The key belongs to none of the certificates."""
+
+
 class Authority:
     """A CA that signs: its key and its certificate."""
 
@@ -41,9 +45,23 @@ class Authority:
             raise PkiError("the CA's certificate is not a PEM certificate") from error
         own = [certificate for certificate in bundle if public_pem(certificate) == public_pem(key)]
         if not own:
-            raise PkiError("the CA's key belongs to none of the CA's certificates")
+            raise Stranger("the CA's key belongs to none of the CA's certificates")
         self.key = key
         self.certificate = own[0]
+
+
+def authorities(bundle_pem: str) -> int:
+    """How many CAs a bundle trusts."""
+    return len(x509.load_pem_x509_certificates(bundle_pem.encode()))
+
+
+def signer(key_pem: str, bundle_pem: str) -> int | None:
+    """Which certificate of a bundle, counted from 0, belongs to a key; None for none. Raises PkiError."""
+    try:
+        own = Authority(key_pem, bundle_pem).certificate
+    except Stranger:
+        return None
+    return x509.load_pem_x509_certificates(bundle_pem.encode()).index(own)
 
 
 def public_pem(holder: x509.Certificate | x509.CertificateSigningRequest | ec.EllipticCurvePrivateKey) -> bytes:

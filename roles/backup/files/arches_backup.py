@@ -8,6 +8,8 @@
     arches-backup redis-fetch F  write the newest copy of Redis to the file F
     arches-backup canary         write the rows by which restores are judged, if this host leads
     arches-backup prepare        give the backups their place in the store, if this host leads (--check: change nothing)
+    arches-backup deleted        say, as JSON, what was deleted in the store and what of it can come back
+    arches-backup bring-back     put back what was there at a moment and was deleted since (--at)
 
 Every data host has the same timers and asks the same question: who makes backups now? The answer is the first
 streaming replica by name, or the leader if there is none. What is due is read from the store, never from this host.
@@ -19,12 +21,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import concurrent.futures
 import datetime
 import hashlib
 import json
 import math
 import os
 import pwd
+import re
 import shutil
 import ssl
 import subprocess
@@ -50,6 +54,12 @@ STREAMING = ("replica", "sync_standby", "quorum_standby")
 # How a copy of Redis is called: when it began.
 COPY_NAME = "%Y%m%dT%H%M%SZ.rdb.aes"
 
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+ULID = re.compile("[0-7][" + CROCKFORD + "]{25}")
+# pgBackRest's own lists of what there is, each with a second copy.
+LISTS = (".info", ".info.copy")
+# Requests to the store at once.
+PARALLEL = 8
 # pgBackRest's status for a lock that somebody else holds, and ours.
 LOCKED, BUSY = 50, 75
 # What pgBackRest's `info` says of a store that it cannot read.
@@ -123,6 +133,16 @@ class Busy(BackupError):
 
 class PatroniSilent(BackupError):
     """The local Patroni does not answer: this host neither leads nor makes backups."""
+
+
+class Version(NamedTuple):
+    """One version of an object of the store, or the marker that says it was deleted; `since` in seconds since 1970."""
+
+    key: str
+    version_id: str
+    marker: bool
+    since: float
+    size: int
 
 
 class Made(NamedTuple):
@@ -206,6 +226,59 @@ def whole_backups(info: Mapping[str, Any]) -> list[Made]:
     ]  # fmt: skip
 
 
+def created(version_id: str, modified: str) -> float:
+    """When a version was made, in seconds since 1970.
+
+    Of an older version versitygw shows when it ended, and of a marker how old the object was that it hides. But its
+    names are ULIDs, whose first 48 bits are milliseconds (https://github.com/ulid/spec).
+    """
+    if ULID.fullmatch(version_id):
+        milliseconds = 0
+        for letter in version_id[:10]:
+            milliseconds = 32 * milliseconds + CROCKFORD.index(letter)
+        return milliseconds / 1000
+    return datetime.datetime.fromisoformat(modified).timestamp()
+
+
+def hidden(versions: Sequence[Version], at: float) -> list[Version]:
+    """What was current at a moment (seconds since 1970) and is not any more.
+
+    pgBackRest's lists (*.info) are rewritten all the time, and one that is there now knows its own passphrases: they
+    count only when they are deleted.
+
+    :param versions: of all objects, as the store lists them: the newest of a key first.
+    """
+    keys: dict[str, list[Version]] = {}
+    for version in versions[::-1]:
+        keys.setdefault(version.key, []).append(version)
+    found = []
+    for key, history in keys.items():
+        ordered = sorted(history, key=lambda version: version.since)
+        then = next((version for version in reversed(ordered) if version.since <= at), None)
+        lost = ordered[-1].marker or not key.endswith(LISTS)
+        if then and not then.marker and then is not ordered[-1] and lost:
+            found.append(then)
+    return found
+
+
+def vanished(versions: Sequence[Version]) -> float | None:
+    """The last moment before pgBackRest's lists were deleted, which it never does itself; None when they are there."""
+    oldest_first = versions[::-1]
+    newest = {version.key: version for version in sorted(oldest_first, key=lambda version: version.since)}
+    times = [version.since for key, version in newest.items() if version.marker and key.endswith(LISTS)]
+    return min(times) - 1 if times else None
+
+
+def part_of(key: str) -> str:
+    """What an object belongs to, in words."""
+    top, *rest = key.split("/")
+    if top != "pgbackrest":
+        return f"copies of Redis of {rest[0]}" if top == "redis" and len(rest) > 1 else key
+    if key.endswith(LISTS):
+        return "the lists of backups and WAL"
+    return "WAL" if rest[0] == "archive" else f"backup {rest[2]}" if len(rest) > 3 else key
+
+
 def failure(program: str, status: int, said: str) -> BackupError:
     """A program's failure as a sentence that names the fix."""
     if program == "pgbackrest" and status == LOCKED:
@@ -284,6 +357,32 @@ class Host:
         if done.returncode:
             raise failure("curl", done.returncode, done.stderr + done.stdout)
         return done.stdout
+
+    def versions(self) -> list[Version]:
+        """Every version of every object, the newest of a key first. Raises BackupError."""
+        found: list[Version] = []
+        after: dict[str, str] = {}
+        while True:
+            # In order, as a signature wants them.
+            query = urllib.parse.urlencode({**after, "versions": ""}, quote_via=urllib.parse.quote)
+            page = ElementTree.fromstring(self.store("GET", "", query=f"?{query}"))  # noqa: S314 - ours
+            for item in page:
+                kind = item.tag.rpartition("}")[2]
+                if kind in ("Version", "DeleteMarker"):
+                    key, name, since = (str(item.findtext("{*}" + tag)) for tag in ("Key", "VersionId", "LastModified"))
+                    size = int(item.findtext("{*}Size") or 0)
+                    found.append(Version(key, name, kind == "DeleteMarker", created(name, since), size))
+            if page.findtext("{*}IsTruncated") != "true":
+                return found
+            after = {
+                "key-marker": str(page.findtext("{*}NextKeyMarker")),
+                "version-id-marker": str(page.findtext("{*}NextVersionIdMarker")),
+            }
+
+    def put_back(self, version: Version) -> None:
+        """Make an older version the current one. Raises BackupError."""
+        source = f"{self.config['store']['bucket']}/{urllib.parse.quote(version.key)}?versionId={version.version_id}"
+        self.store("PUT", version.key, "--header", f"x-amz-copy-source: {source}")
 
     def redis_copies(self) -> list[Made]:
         """Copies of Redis in the store, the oldest first. Raises BackupError."""
@@ -447,6 +546,42 @@ def prepare(host: Host, check: bool) -> None:
         print(command)
 
 
+def show_deleted(host: Host, at: float | None) -> None:
+    """Print what was deleted, and what was there at a moment and can come back. Raises BackupError."""
+    versions = host.versions()
+    at = vanished(versions) if at is None else at
+    back = hidden(versions, at) if at else []
+    parts: dict[str, dict[str, Any]] = {}
+    for marker in sorted((one for one in versions if one.marker), key=lambda one: one.since):
+        first = {"first": moment(marker.since), "objects": 0}
+        part = parts.setdefault(part_of(marker.key), first)
+        part.update(last=moment(marker.since), objects=part["objects"] + 1)
+    told = {"at": moment(at) if at else "", "objects": len(back), "bytes": sum(one.size for one in back)}
+    print(json.dumps({**told, "back": sorted({part_of(one.key) for one in back}), "deleted": parts}))
+
+
+def bring_back(host: Host, at: float) -> None:
+    """Put back what was there at a moment, WAL and backups before the lists that name them. Raises BackupError."""
+    back = hidden(host.versions(), at)
+    for lists in (False, True):
+        with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(host.put_back, [one for one in back if one.key.endswith(LISTS) == lists]))
+    print(f"{len(back)} objects are back as they were at {moment(at)}")
+
+
+def moment(at: float) -> str:
+    """A moment as people write it, UTC."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="seconds")
+
+
+def when(text: str) -> float:
+    """A moment in seconds since 1970; for argparse, which says what is wrong with it."""
+    read = datetime.datetime.fromisoformat(text)
+    if read.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text} names no time zone: write it like 2026-01-01T10:00:00Z")
+    return read.timestamp()
+
+
 # --- Other programs
 
 
@@ -478,10 +613,13 @@ def sql(*statements: str, **variables: str) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["due", *KINDS, "redis-fetch", "canary", "prepare"])
+    parser.add_argument("verb", choices=["due", *KINDS, "redis-fetch", "canary", "prepare", "deleted", "bring-back"])
     parser.add_argument("file", nargs="?", type=Path, help="what redis-fetch writes")
     parser.add_argument("--check", action="store_true", help="prepare: change nothing")
+    parser.add_argument("--at", type=when, help="deleted, bring-back: a moment such as 2026-01-01T10:00:00Z")
     given = parser.parse_args(arguments)
+    if (given.verb == "bring-back" and given.at is None) or (given.at and given.verb not in ("deleted", "bring-back")):
+        parser.error("bring-back takes --at, a moment before the deletion; `deleted` may")
     if (given.verb == "redis-fetch") != (given.file is not None):
         parser.error("redis-fetch, and nothing else, takes a file")
     try:
@@ -505,6 +643,10 @@ def act(host: Host, given: argparse.Namespace) -> None:
         sing(host)
     elif given.verb == "prepare":
         prepare(host, given.check)
+    elif given.verb == "deleted":
+        show_deleted(host, given.at)
+    elif given.verb == "bring-back":
+        bring_back(host, given.at)
     elif given.verb == "redis-fetch":
         fetch_redis(host, given.file)
     else:

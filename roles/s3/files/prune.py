@@ -53,9 +53,12 @@ def doom(versions: Iterable[Version], before: datetime.datetime) -> list[Version
     :param before: what has not been current since this moment goes.
     """
     ordered = sorted(versions, key=lambda version: (version.latest, version.since))
-    gone = [older for older, newer in itertools.pairwise(ordered) if newer.since < before]
+    # The gateway tells of an older version when it stopped being current, and of a marker how old the object was that
+    # it hides: nothing happened before what came before it.
+    times = list(itertools.accumulate((version.since for version in ordered), max))
+    gone = [version for version, ended in zip(ordered, times[1:], strict=False) if ended < before]
     last = ordered[-1]
-    return [*gone, last] if last.marker and last.since < before else gone
+    return [*gone, last] if last.marker and times[-1] < before else gone
 
 
 def all_versions(client: Any, bucket: str) -> Iterator[Version]:

@@ -224,6 +224,28 @@ def test_the_account_of_backups_cannot_destroy_a_version(host: Host) -> None:
     assert s3(host, "GET", f"backups/{key}?versionId={version}")[0] == 200
 
 
+def test_what_somebody_deleted_comes_back(host: Host) -> None:
+    before = labels(host)
+    sql(host, "INSERT INTO later VALUES ('before the deletion')")
+    archived(host)
+    listed = s3(host, "GET", "backups?list-type=2&prefix=pgbackrest%2F")[1]
+    keys = [part.partition("</Key>")[0] for part in listed.split("<Key>")[1:]]
+    assert len(keys) > 10
+    for key in keys:
+        assert s3(host, "DELETE", f"backups/{key}")[0] == 204
+    assert labels(host) == []
+    assert host.run("arches-backup differential").rc == 1
+    deleted = json.loads(host.check_output("arches-backup deleted"))
+    assert deleted["objects"] == len(keys), "the moment is found without being named"
+    assert {"WAL", "the lists of backups and WAL", *(f"backup {label}" for label in before)} <= set(deleted["back"])
+    assert host.check_output(f"arches-backup bring-back --at {deleted['at']}").startswith(f"{len(keys)} objects")
+    assert labels(host) == before
+    assert json.loads(host.check_output(f"arches-backup deleted --at {deleted['at']}"))["objects"] == 0
+    with restored(host) as copy:
+        assert sql(host, "SELECT count(*) FROM later WHERE word = 'before the deletion'", copy) == "1"
+    host.check_output("arches-backup differential")
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "fix"),
     [

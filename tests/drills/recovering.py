@@ -1,0 +1,77 @@
+"""What drills of recovery playbooks have in common: type one, hear what it says, write through the edge meanwhile.
+
+What each costs is printed and kept in results/recover: `gap_s` is the longest time between two acknowledged writes.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lib.client import artifact_writer, edge_client, login, register, stored
+from lib.fleet import REPOSITORY, Fleet
+from lib.history import History, WriteLoad, lost
+from lib.waiting import wait_for
+
+RESULTS = REPOSITORY / "results" / "recover"
+RECOVER = "ansible/recover"
+
+
+def leads(fleet: Fleet, service: str) -> str | None:
+    """Who leads Postgres, Redis or etcd."""
+    found = fleet.status()[1][service]["leader"]
+    return str(found) if found else None
+
+
+def recover(fleet: Fleet, incident: str, **arguments: str) -> str:
+    """Type a recovery playbook; what it said in one line."""
+    words = [word for name, value in {"confirm": "local", **arguments}.items() for word in ("-e", f"{name}={value}")]
+    output = " ".join(fleet.playbook(f"{RECOVER}/{incident}.yml", *words, "-e", "restart=true").output.split())
+    assert f"{incident}: recovered and proven" in output, output[-3000:]
+    return output
+
+
+def said(fleet: Fleet, incident: str, **arguments: str) -> str:
+    """What a recovery playbook says that changes nothing."""
+    words = [word for name, value in arguments.items() for word in ("-e", f"{name}={value}")]
+    result = fleet.playbook(f"{RECOVER}/{incident}.yml", *words, "-e", "restart=true", check=False)
+    assert result.changed == 0 and "Nothing was changed" in result.output, result.output[-3000:]
+    return " ".join(result.output.split())
+
+
+class Writes:
+    """Acknowledged writes through the edge while something happens, and what became of them."""
+
+    def __init__(self, fleet: Fleet, folder: Path) -> None:
+        self.fleet, self.history = fleet, History(folder / "history.jsonl")
+        with edge_client(fleet) as client:
+            self.account = register(client)
+            self.user = login(client, self.account)
+        self.gap_s = 0.0
+
+    @contextmanager
+    def through(self) -> Iterator[None]:
+        """They run before, during and after."""
+        # Few enough that each can be read back afterwards.
+        with WriteLoad(self.history, artifact_writer(self.fleet, self.user), workers=2, pause_s=0.1):
+            self.go_on()
+            began = time.monotonic()
+            yield
+            self.go_on()
+            self.gap_s = self.history.longest_gap_s(began, time.monotonic())
+
+    def go_on(self) -> None:
+        """Wait until some more were acknowledged."""
+        before = self.history.counts()["ok"]
+        wait_for("writes go on", lambda: self.history.counts()["ok"] >= before + 30, timeout_s=120)
+
+    def keep(self, name: str, **figures: object) -> None:
+        """No acknowledged write is missing; the figures are printed and kept."""
+        missing = lost(self.history, stored(self.fleet, self.user, self.history))
+        counts = self.history.counts()
+        told = {"gap_s": round(self.gap_s, 1), "lost": len(missing), **counts, **figures}
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
+        print(f"{name}: {told}")
+        assert missing == []

@@ -1,0 +1,211 @@
+"""What is lost or damaged for real, and comes back: room, backups, certificates, a release, pages of tables, all of it.
+
+Marked `long`, for `make test-full`: what takes minutes, or is much like another.
+"""
+
+import datetime
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from drills.recovering import RESULTS, Writes, leads, recover, said
+from lib.client import edge_client, login, stored
+from lib.fleet import Fleet, PlaybookFailed
+from lib.history import lost
+from lib.plugins import load_plugin
+from lib.postgres import sql
+from lib.variants import publish
+from lib.waiting import wait_for
+
+# What a minute's worth of WAL and its way into the store may take.
+RPO_S = 90
+BLOCK = 8192
+
+
+@pytest.fixture
+def writes(healthy: Fleet, tmp_path: Path) -> Writes:
+    """Somebody who writes, on a healthy fleet."""
+    return Writes(healthy, tmp_path)
+
+
+def test_a_full_disk_gets_room(healthy: Fleet) -> None:
+    folder = "/var/log/drill"
+    fill = f"cd {folder} && dd if=/dev/urandom of=%s bs=1M count=64 status=none || test -s %s"
+    healthy.ssh("api2", f"mkdir -p {folder} && mount -t tmpfs -o size=24m drill {folder}")
+    try:
+        healthy.ssh("api2", fill.replace("%s", "app.log.1"))
+        assert healthy.ssh("api2", f"echo more > {folder}/app.log", check=False).returncode != 0, "the disk is full"
+        assert "rotated logs" in said(healthy, "disk-full")
+        recover(healthy, "disk-full")
+        healthy.ssh("api2", f"echo more > {folder}/app.log && test ! -e {folder}/app.log.1")
+        # What may not go stays, and on-call hears what it is.
+        healthy.ssh("api2", fill.replace("%s", "app.log"))
+        with pytest.raises(PlaybookFailed, match="Nothing more may go by itself"):
+            recover(healthy, "disk-full")
+        healthy.ssh("api2", f"test -s {folder}/app.log")
+    finally:
+        healthy.ssh("api2", f"umount {folder} && rmdir {folder}")
+
+
+# Whoever has a data host's keys can do no more than this.
+DELETE = """
+import importlib.machinery, importlib.util, json, sys
+loader = importlib.machinery.SourceFileLoader("program", "/usr/local/sbin/arches-backup")
+program = importlib.util.module_from_spec(importlib.util.spec_from_loader("program", loader))
+sys.modules["program"] = program
+loader.exec_module(program)
+host = program.Host(json.loads(program.CONFIG.read_text()))
+for key in sorted({one.key for one in host.versions() if one.key.startswith("pgbackrest/")}):
+    host.store("DELETE", key)
+"""
+
+
+def test_deleted_backups_come_back_and_are_proven(healthy: Fleet) -> None:
+    leader = leads(healthy, "postgres")
+    assert leader
+    listed = "runuser -u postgres -- pgbackrest --stanza=arches --output=json info"
+    before = [one["label"] for one in json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]]
+    assert before, "the fleet has made a backup"
+    healthy.ssh(leader, "python3 -", stdin=DELETE, timeout_s=300)
+    assert json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"] == []
+    began = time.monotonic()
+    assert before[0] in said(healthy, "backups-deleted")
+    output = recover(healthy, "backups-deleted")
+    print(f"backups-deleted: {time.monotonic() - began:.0f} s")
+    after = [one["label"] for one in json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]]
+    assert set(before) < set(after), output[-2000:]
+    assert "is gone" in said(healthy, "backups-deleted", at=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+
+@pytest.mark.long
+def test_a_release_that_is_bad_after_all_goes(writes: Writes) -> None:
+    fleet = writes.fleet
+    [before] = {json.loads(fleet.ssh(host, "arches-rollout status").stdout)["current"] for host in fleet.groups["api"]}
+    fleet.playbook("ansible/deploy.yml", "-e", f"release={publish(fleet, 'good')}")
+    with writes.through():
+        recover(fleet, "release-bad")
+    writes.keep("release-bad")
+    assert {json.loads(fleet.ssh(h, "arches-rollout status").stdout)["current"] for h in fleet.groups["api"]} == {
+        before
+    }
+    assert writes.history.counts()["fail"] == writes.history.counts()["unknown"] == 0
+
+
+def damage(fleet: Fleet, host: str, relation: str) -> None:
+    """A page of a relation is overwritten on a standby's disk while its Postgres does not run."""
+    path = sql(fleet, f"SELECT current_setting('data_directory') || '/' || pg_relation_filepath('{relation}')")
+    fleet.ssh(host, "systemctl stop patroni", timeout_s=120)
+    fleet.ssh(host, f"dd if=/dev/urandom of={path} bs={BLOCK} seek=1 count=1 conv=notrunc status=none")
+    fleet.ssh(host, "systemctl start patroni")
+    wait_for("it follows again", fleet.healthy, timeout_s=90, interval_s=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("led", [False, True])
+def test_damaged_pages_are_found_and_gone(writes: Writes, led: bool) -> None:
+    """A table on one host, an index on another; with `led` the host of the table leads when it is found."""
+    fleet = writes.fleet
+    sql(
+        fleet,
+        "DROP TABLE IF EXISTS drill_pages",
+        "CREATE TABLE drill_pages AS SELECT id, repeat('x', 200) AS text FROM generate_series(1, 5000) id",
+        "CREATE UNIQUE INDEX drill_index ON drill_pages (id)",
+        "CHECKPOINT",
+    )
+    try:
+        table, index = (host for host in fleet.groups["data"] if host != leads(fleet, "postgres"))
+        damage(fleet, table, "drill_pages")
+        damage(fleet, index, "drill_index")
+        fleet.playbook(
+            "ansible/recover/postgres-switchover.yml", "-e", f"candidate={table if led else index}",
+            "-e", "confirm=local", "-e", "restart=true",
+        )  # fmt: skip
+        with writes.through():
+            output = recover(fleet, "corruption")
+        assert f"copied anew {table}" in output, output[-2000:]
+        assert "built anew public.drill_index" in output, output[-2000:]
+        writes.keep(f"corruption-{'leader' if led else 'standby'}")
+        assert sql(fleet, "SELECT count(*) FROM drill_pages") == "5000"
+        assert "are whole on data1, data2, data3" in said(fleet, "corruption")
+    finally:
+        sql(fleet, "DROP TABLE drill_pages")
+
+
+def expire(fleet: Fleet, host: str) -> None:
+    """A host's certificate ran out yesterday."""
+    pki = load_plugin("module_utils", "pki")
+    authority = pki.Authority((fleet.state / "ca.key").read_text(), fleet.ca.read_text())
+    request = fleet.ssh(host, "openssl req -new -key /etc/arches/tls/host.key -subj /CN=x").stdout
+    found = fleet.variables[host]
+    names = [host, "postgres", "localhost", found["address"], "127.0.0.1"]
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=31)
+    fleet.ssh(host, "cat > /etc/arches/tls/host.crt", stdin=pki.sign(request, host, names, authority, 30, then))
+
+
+@pytest.mark.long
+def test_expired_certificates_stop_the_fleet_and_it_comes_back(writes: Writes) -> None:
+    fleet = writes.fleet
+    with writes.through():
+        for host in fleet.groups["all"]:
+            expire(fleet, host)
+        for host in fleet.groups["data"]:
+            # Connections that were made before would go on for ever.
+            fleet.ssh(host, "systemctl restart --no-block etcd patroni redis-server redis-sentinel")
+        wait_for("nobody leads", lambda: leads(fleet, "postgres") is None, timeout_s=90, interval_s=1)
+        assert "it expired" in said(fleet, "certificates-expired", without_lock="true")
+        recover(fleet, "certificates-expired", without_lock="true")
+    writes.keep("certificates-expired")
+
+
+@pytest.mark.long
+def test_a_new_ca_follows_the_old_one_without_an_outage(writes: Writes) -> None:
+    fleet = writes.fleet
+    old = fleet.ca.read_text()
+    assert "the old CA is forgotten" not in recover(fleet, "certificates-expired", rotate_ca="true")
+    # Clients trust what the inventory's file has: both, by now.
+    writes = Writes(fleet, fleet.state)
+    with writes.through():
+        assert "the old CA is forgotten" in recover(fleet, "certificates-expired", rotate_ca="true")
+        recover(fleet, "certificates-expired", rotate_ca="true")
+    writes.keep("ca-rotated")
+    assert old not in fleet.ca.read_text() and fleet.ca.read_text().count("BEGIN") == 1
+
+
+@pytest.mark.long
+def test_everything_is_gone_but_git_the_bundle_and_the_store(writes: Writes, tmp_path: Path) -> None:
+    fleet = writes.fleet
+    fleet.playbook("ansible/escrow.yml")
+    bundle = max((fleet.state / "escrow").glob("local-*.age"))
+    kept = {"bundle": tmp_path / "safe.age", "identity": tmp_path / "anna.key"}
+    shutil.copy(bundle, kept["bundle"])
+    shutil.copy(fleet.state / "escrow" / "first.key", kept["identity"])
+    with writes.through():
+        wait_for("a minute of writes", lambda: writes.history.counts()["ok"] > 400, timeout_s=180)
+    gone = time.monotonic()
+    fleet.machines("absent")
+    shutil.move(fleet.state, tmp_path / "state")
+    with pytest.raises(PlaybookFailed, match="has no secrets"):
+        fleet.playbook("ansible/recover/fleet-rebuild.yml", "-e", "confirm=local")
+    began = time.monotonic()
+    recover(fleet, "fleet-rebuild", **{name: str(path) for name, path in kept.items()})
+    took = time.monotonic() - began
+    with edge_client(fleet) as client:
+        writes.user = login(client, writes.account)
+    missing = lost(writes.history, stored(fleet, writes.user, writes.history))
+    oldest = min((e.at for e in writes.history.entries if e.event == "ok" and e.key in missing), default=gone)
+    acknowledged = len(writes.history.acknowledged())
+    told = {
+        "rebuilt_in_s": round(took),
+        "acknowledged": acknowledged,
+        "lost": len(missing),
+        "rpo_s": round(gone - oldest),
+    }
+    print(f"fleet-rebuild: {told}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "fleet-rebuild.json").write_text(json.dumps(told, indent=2) + "\n")
+    assert acknowledged > len(missing) and gone - oldest < RPO_S
+    with writes.through():
+        pass
