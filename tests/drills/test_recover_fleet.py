@@ -113,6 +113,8 @@ def test_damaged_pages_are_found_and_gone(writes: Writes, led: bool) -> None:
         "DROP TABLE IF EXISTS drill_pages",
         "CREATE TABLE drill_pages AS SELECT id, repeat('x', 200) AS text FROM generate_series(1, 5000) id",
         "CREATE UNIQUE INDEX drill_index ON drill_pages (id)",
+        # What is written later would bring the page whole, in the WAL.
+        "VACUUM FREEZE drill_pages",
         "CHECKPOINT",
     )
     try:

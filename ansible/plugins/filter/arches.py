@@ -76,6 +76,20 @@ def certificates(host: str, address: str, member_of: Sequence[str], domain: str)
     return [own, {"name": "edge", "common_name": f"api.{domain}", "names": [f"api.{domain}"]}]
 
 
+def s3_accounts(secrets: Mapping[str, str], bucket: str) -> list[dict[str, str]]:
+    """Accounts of the object store whose keys are among some secrets: who makes backups writes, who proves reads."""
+    return [
+        {
+            "access_key": secrets[f"s3_{account}_access_key"],
+            "secret_key": secrets[f"s3_{account}_secret_key"],
+            "bucket": bucket,
+            "rights": rights,
+        }
+        for account, rights in {"backups": "write", "prover": "read"}.items()
+        if f"s3_{account}_access_key" in secrets
+    ]
+
+
 def scrape_jobs(services: Mapping[str, Mapping[str, Any]], groups: Groups, hostvars: Hosts) -> list[dict[str, Any]]:
     """What Prometheus scrapes, one job for each service with `metrics`, through the metrics gateway of its hosts.
 
@@ -176,5 +190,6 @@ class FilterModule:
             "host_lines": host_lines,
             "journal_size": journal_size,
             "probe_jobs": probe_jobs,
+            "s3_accounts": s3_accounts,
             "scrape_jobs": scrape_jobs,
         }
