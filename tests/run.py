@@ -32,7 +32,7 @@ def ansible_files() -> list[str]:
     return sorted(file for file in files if "/molecule/" not in file and "/.state/" not in file)
 
 
-RECOVERIES = ["tests/drills/test_recover_postgres.py", "tests/drills/test_recover_data.py"]
+RECOVERIES = [f"tests/drills/test_recover_{part}.py" for part in ("postgres", "data", "fleet")]
 
 # The fast loop: two lanes beside each other, about equally long.
 CHECKS = [
@@ -156,6 +156,7 @@ def full(tally: Tally) -> None:
         run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
         run(tally, "recoveries long", ["pytest", "-s", *RECOVERIES, "-m", "long"])
         run(tally, "release workflow", ["pytest", "tests/workflows/test_release.py"])
+        run(tally, "faults all", ["env", "REPEATS=5", "pytest", "-s", "tests/drills/test_faults.py"])
         run(tally, "rollouts all", ["env", "REPEATS=5", "pytest", "tests/drills/test_rollout.py"])
 
 

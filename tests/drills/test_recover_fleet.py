@@ -31,6 +31,7 @@ def writes(healthy: Fleet, tmp_path: Path) -> Writes:
     return Writes(healthy, tmp_path)
 
 
+@pytest.mark.long
 def test_a_full_disk_gets_room(healthy: Fleet) -> None:
     folder = "/var/log/drill"
     fill = f"cd {folder} && dd if=/dev/urandom of=%s bs=1M count=64 status=none || test -s %s"
@@ -63,6 +64,7 @@ for key in sorted({one.key for one in host.versions() if one.key.startswith("pgb
 """
 
 
+@pytest.mark.long
 def test_deleted_backups_come_back_and_are_proven(healthy: Fleet) -> None:
     leader = leads(healthy, "postgres")
     assert leader
@@ -174,6 +176,45 @@ def test_a_new_ca_follows_the_old_one_without_an_outage(writes: Writes) -> None:
         recover(fleet, "certificates-expired", rotate_ca="true")
     writes.keep("ca-rotated")
     assert old not in fleet.ca.read_text() and fleet.ca.read_text().count("BEGIN") == 1
+
+
+def refused(fleet: Fleet, name: str, former: str) -> bool:
+    """Whether a former password signs nobody in any more."""
+    if name == "redis":
+        ask = f"REDISCLI_AUTH='{former}' redis-cli -e --tls --cacert /etc/arches/tls/ca.crt --user app ping"
+        return "WRONGPASS" in fleet.ssh("data1", ask, check=False).stdout
+    users = ("app", "app2")
+    where = "'host=/run/postgresql port=6432 dbname=arches user=%s' -XAtc 'SELECT 1'"
+    tries = [fleet.ssh("api1", f"PGPASSWORD='{former}' psql -w {where % user}", check=False) for user in users]
+    return all(one.returncode for one in tries)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["postgres", "redis", "s3", "tls", "jwt"])
+def test_a_leaked_secret_is_replaced(writes: Writes, name: str) -> None:
+    """Requests go on all the time; with a leaked signing key everybody signs in anew, when it may not wait."""
+    fleet = writes.fleet
+    file = {"postgres": "postgres_app", "redis": "redis_app", "s3": "s3_backups", "jwt": "jwt"}.get(name)
+    former = (fleet.state / "secrets" / file).read_text().strip() if file else ""
+    if name in ("postgres", "redis"):
+        assert not refused(fleet, name, former), "the control: until now it does"
+    at_once = {"at_once": "true"} if name == "jwt" else {}
+    if name == "jwt":
+        recover(fleet, "secrets-leaked", **{"class": name}, **at_once)
+        with edge_client(fleet) as client:
+            assert client.get("/v1/artifacts", headers=writes.user).status_code == 401
+            login(client, writes.account)
+        return
+    with writes.through():
+        recover(fleet, "secrets-leaked", **{"class": name}, **at_once)
+    writes.keep(f"secrets-{name}")
+    assert writes.history.counts()["fail"] == writes.history.counts()["unknown"] == 0
+    if name in ("postgres", "redis"):
+        assert refused(fleet, name, former)
+    if file:
+        assert (fleet.state / "secrets" / file).read_text().strip() != former
+    if name == "s3":
+        fleet.ssh(str(leads(fleet, "postgres")), "arches-backup differential", timeout_s=300)
 
 
 @pytest.mark.long

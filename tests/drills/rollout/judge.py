@@ -28,10 +28,12 @@ class Verdict(Figures):
     """The figures of one run.
 
     `longest_gap_s` is the longest time without a good answer, from the first request to the end of the last, in
-    seconds; `late_p99_ms` how late the client itself was with sending, which is in the latencies.
+    seconds, and `write_gap_s` the same for acknowledged writes; `late_p99_ms` how late the client itself was with
+    sending, which is in the latencies.
     """
 
     longest_gap_s: float
+    write_gap_s: float
     late_p99_ms: float
     by_operation: dict[str, Figures]
     by_kind: dict[str, Figures]
@@ -91,20 +93,24 @@ def judge(lines: Iterable[Line]) -> Verdict:
     """The verdict on a record."""
     requests = list(lines)
     failed = [line for line in requests if is_failure(line)]
-    moments = [line["done"] for line in requests if not is_failure(line)]
-    if requests:
-        # A silence at the beginning or the end is one, too.
-        moments += [min(line["due"] for line in requests), max(line["done"] for line in requests)]
-    gaps = [after - before for before, after in itertools.pairwise(sorted(moments))]
     return Verdict(
         **asdict(figures(requests)),
-        longest_gap_s=round(max(gaps, default=0.0), 2),
+        longest_gap_s=longest_gap([line for line in requests if not is_failure(line)], requests),
+        write_gap_s=longest_gap([line for line in requests if acknowledged(line)], requests),
         late_p99_ms=round(percentile([1000 * (line["sent"] - line["due"]) for line in requests], 0.99), 1),
         by_operation=_by("operation", requests),
         by_kind=_by("kind", requests),
         retried=dict(Counter(line["retried_for"] for line in requests if line["retries"])),
         failed=dict(Counter(f"{x['operation']} {x['kind']} {x['served_by']}: {x['error']}" for x in failed)),
     )
+
+
+def longest_gap(good: Sequence[Line], requests: Sequence[Line]) -> float:
+    """Longest time in seconds between two good answers; a silence at the beginning or the end is one, too."""
+    moments = [line["done"] for line in good]
+    if requests:
+        moments += [min(line["due"] for line in requests), max(line["done"] for line in requests)]
+    return round(max((after - before for before, after in itertools.pairwise(sorted(moments))), default=0.0), 2)
 
 
 def _by(name: str, lines: Sequence[Line]) -> dict[str, Figures]:

@@ -41,11 +41,12 @@ class Stored:
 class Load:
     """A client at work for as long as the `with` block lasts.
 
-    Afterwards `verdict` and `stored` are there, and a JSON file and a plot of the run in results/rollout.
+    Afterwards `verdict` and `stored` are there, and a JSON file and a plot of the run in `results`.
     """
 
-    def __init__(self, fleet: Fleet, name: str, folder: Path) -> None:
+    def __init__(self, fleet: Fleet, name: str, folder: Path, results: Path = RESULTS) -> None:
         self._fleet, self._name, self._record, self._out = fleet, name, folder / "record.jsonl", folder / "client.out"
+        self._results = results
         self._marks: list[tuple[float, str]] = []
         self.lines: list[dict[str, Any]] = []
         self.stored: Stored
@@ -64,7 +65,7 @@ class Load:
             self._process = subprocess.Popen(command, cwd=REPOSITORY / "tests", stdout=out, stderr=subprocess.STDOUT)
         try:
             wait_for("the client has calibrated itself", self._begun, timeout_s=60)
-            self._steady(BEFORE_S)
+            self.steady(BEFORE_S)
         except BaseException:
             self._process.kill()
             raise
@@ -75,7 +76,7 @@ class Load:
         assert self._process.poll() is None, self._out.read_text()
         return '"rate"' in self._out.read_text()
 
-    def _steady(self, seconds: float) -> None:
+    def steady(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
         wait_for("requests have gone on", lambda: time.monotonic() > ends, timeout_s=seconds + 5)
 
@@ -83,7 +84,7 @@ class Load:
         self.mark("ends")
         try:
             if kind is None:
-                self._steady(AFTER_S)
+                self.steady(AFTER_S)
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(60)
         finally:
@@ -99,17 +100,17 @@ class Load:
         self._write()
 
     def _write(self) -> None:
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        self._results.mkdir(parents=True, exist_ok=True)
         began = json.loads(next(line for line in self._out.read_text().splitlines() if '"rate"' in line))
         asked = ["git", "rev-parse", "HEAD"]
         commit = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
         summary = {
             "drill": self._name, "commit": commit, **began, **asdict(self.stored), **self.verdict.as_dict(),
         }  # fmt: skip
-        (RESULTS / f"{self._name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (self._results / f"{self._name}.json").write_text(json.dumps(summary, indent=1) + "\n")
         found = self.verdict
         told = f"{self._name}: {found.failures} of {found.requests} failed, {found.retries} retried"
-        (RESULTS / f"{self._name}.svg").write_text(svg(self.lines, self._marks, told))
+        (self._results / f"{self._name}.svg").write_text(svg(self.lines, self._marks, told))
         print(f"{told}; p99 {found.p99_ms} ms, worst {found.worst_ms} ms, at {began['rate']} per second")
 
 

@@ -1,0 +1,139 @@
+"""What can fail, and how a drill makes it fail on local machines: for each fault how it is done and undone.
+
+A machine's processes, network and power are its own; page cache is this computer's, so what was written before a
+machine is killed is there when it boots again. A disk that lies about fsync cannot be drilled here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drills.recovering import leads
+from lib.fleet import Fleet
+
+Undo = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault and what it may cost.
+
+    :param do: makes it so and returns what undoes it.
+    :param gap_s: longest time without an acknowledged write.
+    :param failures: requests that may fail in the sense of drills/rollout/judge.py.
+    :param lasts_s: how long it lasts at least, in seconds.
+    """
+
+    do: Callable[[Fleet], Undo]
+    gap_s: float
+    failures: int
+    lasts_s: float = 15
+
+
+def leader(fleet: Fleet, service: str = "postgres") -> str:
+    """Who leads."""
+    found = leads(fleet, service)
+    assert found, f"{service} has no leader"
+    return found
+
+
+def on(where: Callable[[Fleet], list[str]], do: str, undo: str = "true") -> Callable[[Fleet], Undo]:
+    """Commands on hosts."""
+
+    def make(fleet: Fleet) -> Undo:
+        hosts = where(fleet)
+
+        def back() -> None:
+            for host in hosts:
+                fleet.ssh(host, undo)
+
+        for host in hosts:
+            fleet.ssh(host, do)
+        return back
+
+    return make
+
+
+def machine(state: str, *more: str, of: str = "postgres") -> Callable[[Fleet], Undo]:
+    """A machine of whoever leads is killed or cut off."""
+
+    def make(fleet: Fleet) -> Undo:
+        host = leader(fleet, of)
+        fleet.playbook("ansible/machines.yml", "-e", f"state={state}", *more, "--limit", host)
+        return lambda: fleet.machines("present" if state == "killed" else "healed", host)
+
+    return make
+
+
+def power(fleet: Fleet) -> Undo:
+    """Every machine is off at once, and on again."""
+    fleet.machines("killed")
+    fleet.machines("present")
+    return lambda: None
+
+
+def postgres(fleet: Fleet) -> list[str]:
+    return [leader(fleet)]
+
+
+def redis(fleet: Fleet) -> list[str]:
+    return [leader(fleet, "redis")]
+
+
+def etcd(fleet: Fleet) -> list[str]:
+    return [leader(fleet, "etcd")]
+
+
+def etcd_majority(fleet: Fleet) -> list[str]:
+    """Two members, and not those whose host leads Postgres: that is another fault."""
+    return [host for host in fleet.groups["data"] if host != leader(fleet)]
+
+
+def first(group: str) -> Callable[[Fleet], list[str]]:
+    return lambda fleet: fleet.groups[group][:1]
+
+
+POSTMASTER = "kill -%s $(head -1 /var/lib/postgresql/17/arches/postmaster.pid)"
+SILENT = "nft -f - <<< 'table inet drill { chain %s { type filter hook %s priority -200; tcp %s { %s } drop; }; }'"
+CUT = "nft delete table inet drill"
+
+
+def drop(chain: str, ports: str, what: str = "dport") -> str:
+    """Packets are dropped and nobody is told."""
+    return f'bash -c "{SILENT % (chain, chain, what, ports)}"'
+
+
+FAULTS = {
+    "postmaster-killed": Fault(on(postgres, POSTMASTER % "KILL"), gap_s=8, failures=60),
+    "leader-frozen": Fault(
+        on(postgres, "systemctl kill --signal=STOP patroni", "systemctl kill --signal=CONT patroni"),
+        gap_s=35, failures=400, lasts_s=30,
+    ),
+    "host-lost": Fault(machine("killed"), gap_s=35, failures=400, lasts_s=30),
+    "host-cut-off": Fault(machine("partitioned"), gap_s=35, failures=400, lasts_s=30),
+    "host-cut-off-from-peers": Fault(
+        machine("partitioned", "-e", "peers_only=true"), gap_s=40, failures=600, lasts_s=30,
+    ),
+    # It hears its standbys and they do not hear it.
+    "host-mute": Fault(
+        on(postgres, drop("output", "5432, 8008, 2379, 2380", "sport"), CUT), gap_s=40, failures=600, lasts_s=30,
+    ),
+    "etcd-leader-lost": Fault(on(etcd, "systemctl stop etcd", "systemctl start etcd"), gap_s=2, failures=0),
+    "etcd-majority-lost": Fault(
+        on(etcd_majority, "systemctl stop etcd", "systemctl start etcd"), gap_s=5, failures=0, lasts_s=60,
+    ),
+    "store-away": Fault(
+        on(first("ops"), "systemctl stop arches-versitygw", "systemctl start arches-versitygw"),
+        gap_s=2, failures=0, lasts_s=180,
+    ),
+    "redis-killed": Fault(on(redis, "systemctl kill --signal=KILL redis-server"), gap_s=5, failures=0),
+    "redis-hung": Fault(
+        on(redis, "systemctl kill --signal=STOP redis-server", "systemctl kill --signal=CONT redis-server"),
+        gap_s=8, failures=60, lasts_s=30,
+    ),
+    "redis-cut-off": Fault(on(redis, drop("input", "6379, 26379"), CUT), gap_s=8, failures=60, lasts_s=30),
+    "pgbouncer-killed": Fault(on(first("api"), "systemctl kill --signal=KILL pgbouncer"), gap_s=3, failures=20),
+    "haproxy-killed": Fault(on(first("api"), "systemctl kill --signal=KILL haproxy"), gap_s=3, failures=20),
+    "api-killed": Fault(on(first("api"), "systemctl kill --signal=KILL 'api@*'"), gap_s=3, failures=20),
+    "edge-killed": Fault(on(first("edge"), "systemctl kill --signal=KILL nginx"), gap_s=5, failures=60),
+    "power-lost": Fault(power, gap_s=90, failures=4000, lasts_s=0),
+}  # fmt: skip
