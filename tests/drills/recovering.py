@@ -54,7 +54,7 @@ class Writes:
     def through(self) -> Iterator[None]:
         """They run before, during and after."""
         # Few enough that each can be read back afterwards.
-        with WriteLoad(self.history, artifact_writer(self.fleet, self.user), workers=2, pause_s=0.1):
+        with WriteLoad(self.history, artifact_writer(self.fleet, self.user, self.account), workers=2, pause_s=0.1):
             self.go_on()
             began = time.monotonic()
             yield
@@ -68,6 +68,8 @@ class Writes:
 
     def keep(self, name: str, **figures: object) -> None:
         """No acknowledged write is missing; the figures are printed and kept."""
+        with edge_client(self.fleet) as client:
+            self.user = login(client, self.account)
         missing = lost(self.history, stored(self.fleet, self.user, self.history))
         counts = self.history.counts()
         told = {"gap_s": round(self.gap_s, 1), "lost": len(missing), **counts, **figures}

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from drills.faults import FAULTS
+from drills.faults import CUT, FAULTS, drop, leader
+from drills.recovering import leads
 from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
 from lib.client import artifact_writer, edge_client, register_and_login
 from lib.fleet import REPOSITORY, Fleet
+from lib.postgres import sql
 from lib.waiting import wait_for
 
 RESULTS = REPOSITORY / "results" / "faults"
@@ -47,3 +49,45 @@ def test_nothing_is_lost_when(
     allowed = Allowance(failures=fault.failures, worst_s=fault.gap_s + 15, gap_s=fault.gap_s)
     assert not list(complaints(load.verdict, allowed))
     assert load.verdict.write_gap_s <= fault.gap_s
+
+
+# Controls: a client that sees nothing of these would see nothing of the faults above either.
+
+
+def configured(fleet: Fleet, settings: str) -> None:
+    """Patroni's dynamic settings, by its own tool."""
+    fleet.ssh(fleet.groups["data"][0], f"patronictl edit-config --force --quiet {settings}")
+
+
+@pytest.mark.long
+def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Fleet, tmp_path: Path) -> None:
+    """Replication is asynchronous and cut off for the leader's last seconds: whoever follows it lacks them."""
+    gone = leader(healthy)
+    others = [host for host in healthy.groups["data"] if host != gone]
+    configured(healthy, "-s synchronous_mode=false -s synchronous_mode_strict=false")
+    try:
+        wait_for("no write waits", lambda: sql(healthy, "SHOW synchronous_standby_names") == "", timeout_s=30)
+        with Load(healthy, "control-asynchronous", tmp_path, RESULTS) as load:
+            for host in others:
+                healthy.ssh(host, drop("input", "5432", "sport"))
+            load.steady(5)
+            healthy.machines("killed", gone)
+            for host in others:
+                healthy.ssh(host, CUT)
+            wait_for("another one leads", lambda: leads(healthy, "postgres") not in (None, gone), timeout_s=90)
+            load.steady(5)
+    finally:
+        healthy.machines("present", gone)
+        configured(healthy, "-s synchronous_mode=quorum -s synchronous_mode_strict=true")
+    assert load.stored.lost, "the client does not see that acknowledged writes are gone"
+
+
+@pytest.mark.long
+def test_a_switchover_without_a_pause_fails_requests(healthy: Fleet, tmp_path: Path) -> None:
+    with Load(healthy, "control-no-pause", tmp_path, RESULTS) as load:
+        for _ in range(3):
+            load.mark("switchover")
+            healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
+            wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+    assert load.verdict.failures > 0, f"the client saw nothing of three switchovers: {load.verdict}"
+    assert load.stored == Stored()

@@ -49,13 +49,23 @@ def login(client: httpx.Client, account: dict[str, str]) -> dict[str, str]:
     return {"Authorization": f"{answer['token_type']} {answer['access_token']}"}
 
 
-def artifact_writer(fleet: Fleet, user: dict[str, str]) -> Callable[[str], tuple[Outcome, str | None]]:
-    """A write through the edge: one artifact. A refused request is a failure, a broken one is unknown."""
+def artifact_writer(
+    fleet: Fleet, user: dict[str, str], account: dict[str, str] | None = None
+) -> Callable[[str], tuple[Outcome, str | None]]:
+    """A write through the edge: one artifact. A refused request is a failure, a broken one is unknown.
+
+    With its account it signs in anew when its session has run out, as any client does.
+    """
     client = edge_client(fleet, timeout_s=10)
+    user = dict(user)
 
     def write(key: str) -> tuple[Outcome, str | None]:
         try:
-            answer = client.post("/v1/artifacts", json={"name": key, "text": f"text of {key}"}, headers=user)
+            body = {"name": key, "text": f"text of {key}"}
+            answer = client.post("/v1/artifacts", json=body, headers=user)
+            if answer.status_code == 401 and account:
+                user.update(login(client, account))
+                answer = client.post("/v1/artifacts", json=body, headers=user)
         except httpx.ConnectError:
             return "fail", None
         except httpx.HTTPError:
