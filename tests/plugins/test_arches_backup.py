@@ -276,6 +276,7 @@ def stored(program: ModuleType, key: str, *since: float) -> list[Any]:
         ("pgbackrest/backup/arches/L/file", (10,), None),
         ("pgbackrest/backup/arches/L/file", (10, -20), None),  # gone before the moment
         ("pgbackrest/backup/arches/L/file", (40,), None),  # not yet there
+        ("pgbackrest/archive/arches/segment", (40, -50), "40"),  # archived while somebody deleted
         ("pgbackrest/backup/arches/L/file", (10, 50), "10"),  # somebody wrote over it
         ("pgbackrest/backup/arches/backup.info", (10, 50), None),  # pgBackRest itself wrote it again
         ("pgbackrest/backup/arches/backup.info", (10, 20, 50, -60), "20"),
@@ -299,7 +300,10 @@ def test_when_a_version_was_made_is_in_its_name_where_that_is_a_ulid(program: Mo
 def test_the_moment_is_before_the_lists_were_deleted(program: ModuleType) -> None:
     lists = stored(program, "pgbackrest/backup/arches/backup.info", 10, -50)
     expired = stored(program, "pgbackrest/backup/arches/L/file", 10, -20)
-    assert program.vanished([*lists, *expired]) == 49
+    assert program.vanished([*lists, *expired]) == 19, "somebody who deletes one after the other began with this"
+    long_ago = stored(program, "pgbackrest/backup/arches/M/file", 10, -70)
+    later = stored(program, "pgbackrest/backup/arches/backup.info", 10, -200)
+    assert program.vanished([*later, *long_ago]) == 199
     assert program.vanished(expired) is None
     assert program.vanished(stored(program, "pgbackrest/backup/arches/backup.info", 10, -50, 60)) is None
 

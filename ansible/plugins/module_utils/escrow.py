@@ -126,7 +126,9 @@ def local_files(state: Path) -> dict[str, bytes]:
     """What a local environment cannot draw again, by name: its secrets, keys and the CA. Raises EscrowError."""
     if not (state / "ca.key").exists():
         raise EscrowError(f"{state}/ca.key is missing: the environment has no secrets yet. Run `make up` first")
-    found = [*state.glob("*.key"), *state.glob("*.crt"), *(state / "secrets").rglob("*")]
+    # Public halves, too: elsewhere git has them.
+    found = [path for ending in ("key", "crt", "pub") for path in state.glob(f"*.{ending}")]
+    found += (state / "secrets").rglob("*")
     return {f"state/{file.relative_to(state)}": file.read_bytes() for file in sorted(found) if file.is_file()}
 
 

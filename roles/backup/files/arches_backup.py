@@ -58,6 +58,8 @@ CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 ULID = re.compile("[0-7][" + CROCKFORD + "]{25}")
 # pgBackRest's own lists of what there is, each with a second copy.
 LISTS = (".info", ".info.copy")
+# Whoever deletes everything needs no longer than this from one object to the next.
+AT_ONCE_S = 60
 # Requests to the store at once.
 PARALLEL = 8
 # pgBackRest's status for a lock that somebody else holds, and ours.
@@ -241,7 +243,7 @@ def created(version_id: str, modified: str) -> float:
 
 
 def hidden(versions: Sequence[Version], at: float) -> list[Version]:
-    """What was current at a moment (seconds since 1970) and is not any more.
+    """What was current at a moment (seconds since 1970), or came later, and is not any more.
 
     pgBackRest's lists (*.info) are rewritten all the time, and one that is there now knows its own passphrases: they
     count only when they are deleted.
@@ -255,18 +257,30 @@ def hidden(versions: Sequence[Version], at: float) -> list[Version]:
     for key, history in keys.items():
         ordered = sorted(history, key=lambda version: version.since)
         then = next((version for version in reversed(ordered) if version.since <= at), None)
-        lost = ordered[-1].marker or not key.endswith(LISTS)
-        if then and not then.marker and then is not ordered[-1] and lost:
+        last = ordered[-1]
+        if then is None and last.marker:
+            then = next((version for version in reversed(ordered) if not version.marker), None)
+        if then and not then.marker and then is not last and (last.marker or not key.endswith(LISTS)):
             found.append(then)
     return found
 
 
 def vanished(versions: Sequence[Version]) -> float | None:
-    """The last moment before pgBackRest's lists were deleted, which it never does itself; None when they are there."""
+    """The last moment before somebody deleted pgBackRest's lists, and whatever went just before them.
+
+    pgBackRest itself never deletes them. None when they are there.
+    """
     oldest_first = versions[::-1]
     newest = {version.key: version for version in sorted(oldest_first, key=lambda version: version.since)}
-    times = [version.since for key, version in newest.items() if version.marker and key.endswith(LISTS)]
-    return min(times) - 1 if times else None
+    gone = sorted((version for version in newest.values() if version.marker), key=lambda version: -version.since)
+    lists = [version.since for version in gone if version.key.endswith(LISTS)]
+    if not lists:
+        return None
+    began = min(lists)
+    for version in gone:
+        if began - AT_ONCE_S <= version.since < began:
+            began = version.since
+    return began - 1
 
 
 def part_of(key: str) -> str:
