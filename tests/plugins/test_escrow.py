@@ -39,6 +39,35 @@ def bundle(keys: list[x25519.Identity], contents: Mapping[str, bytes] = CONTENTS
     return Bundle(environment, MADE, [str(key.to_public()) for key in keys[:2]], contents)
 
 
+def test_what_it_holds_goes_back_where_it_is_missing(keys: list[x25519.Identity], tmp_path: Path) -> None:
+    contents = {"state/ca.key": b"key", "state/secrets/jwt": b"jwt"}
+    held = bundle(keys, contents, "local")
+    (tmp_path / "ca.key").write_bytes(b"key")
+    assert escrow.unpack(held, "local", tmp_path) == ["secrets/jwt"]
+    assert (tmp_path / "secrets/jwt").read_bytes() == b"jwt"
+    assert stat.S_IMODE((tmp_path / "secrets/jwt").stat().st_mode) == 0o600
+    assert escrow.unpack(held, "local", tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("contents", "environment", "says"),
+    [
+        ({"state/ca.key": b"another", "state/jwt": b"jwt"}, "local", "is another one than in it"),
+        ({"state/jwt": b"jwt"}, "dev", "of the environment dev, not of local"),
+        ({"vault/vault_jwt_secret": b"jwt"}, "local", "which a person puts back"),
+        ({"state/../outside": b"jwt"}, "local", "outside of"),
+    ],
+)
+def test_nothing_is_put_back_that_does_not_fit(
+    keys: list[x25519.Identity], tmp_path: Path, contents: dict[str, bytes], environment: str, says: str
+) -> None:
+    (tmp_path / "ca.key").write_bytes(b"key")
+    with pytest.raises(EscrowError, match=says):
+        escrow.unpack(bundle(keys, contents, environment), "local", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["ca.key"]
+    assert (tmp_path / "ca.key").read_bytes() == b"key"
+
+
 def test_each_recipient_opens_it_and_nobody_else(keys: list[x25519.Identity]) -> None:
     sealed = escrow.seal(bundle(keys))
     assert [escrow.unseal(sealed, key) for key in keys[:2]] == [bundle(keys)] * 2
@@ -331,7 +360,8 @@ def test_a_local_environment_draws_its_keys_and_keeps_its_state(
     (file,) = (state / "escrow").glob("*.age")
     held = [escrow.unseal(file.read_bytes(), escrow.read_identity(key)) for key in (state / "escrow").glob("*.key")]
     expected = {f"state/{name}": f"{name}-value".encode() for name in ("ca.key", "apt_repository.key", "secrets/jwt")}
-    assert [bundle.contents for bundle in held] == [{**expected, "state/ca.crt": b"dummy certificate\n"}] * 2
+    public = {"state/ca.crt": b"dummy certificate\n", "state/release.pub": b"dummy public key\n"}
+    assert [bundle.contents for bundle in held] == [{**expected, **public}] * 2
     (state / "secrets/jwt").unlink()
     passed, shown = play("local", seal="false")
     assert not passed and "state/secrets/jwt is only in it: put it back from there" in shown, shown
