@@ -279,8 +279,9 @@ def stored(program: ModuleType, key: str, *since: float) -> list[Any]:
         ("pgbackrest/archive/arches/segment", (40, -50), "40"),  # archived while somebody deleted
         ("pgbackrest/backup/arches/L/file", (10, 50), "10"),  # somebody wrote over it
         ("pgbackrest/backup/arches/backup.info", (10, 50), None),  # pgBackRest itself wrote it again
-        ("pgbackrest/backup/arches/backup.info", (10, 20, 50, -60), "20"),
+        ("pgbackrest/backup/arches/backup.info", (10, 20, 50, -60), "50"),
         ("pgbackrest/archive/arches/archive.info.copy", (10, -50, 60), None),  # a new chain has begun
+        ("pgbackrest/backup/arches/backup.info", (10, 40, -50), "40"),  # the last one knows most
     ],
 )
 def test_what_was_current_at_a_moment_and_is_not_any_more_can_come_back(

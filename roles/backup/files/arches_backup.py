@@ -258,7 +258,8 @@ def hidden(versions: Sequence[Version], at: float) -> list[Version]:
         ordered = sorted(history, key=lambda version: version.since)
         then = next((version for version in reversed(ordered) if version.since <= at), None)
         last = ordered[-1]
-        if then is None and last.marker:
+        # What came later; and of the lists always the last one, which names whatever was there in the end.
+        if last.marker and (then is None or (key.endswith(LISTS) and last.since > at)):
             then = next((version for version in reversed(ordered) if not version.marker), None)
         if then and not then.marker and then is not last and (last.marker or not key.endswith(LISTS)):
             found.append(then)
