@@ -1,9 +1,13 @@
 """A single member: who may do what, over which connection, and that it comes back by itself."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from lib.scenario import play
 from lib.waiting import wait_for
 
 TLS = "/etc/arches/tls"
@@ -167,3 +171,30 @@ def test_postgres_outlives_a_killed_patroni(host, sql, rest):
     )
     wait_for("it leads", lambda: rest("/primary")[0] == 200, 60)
     assert postmaster(host) == before
+
+
+def test_a_stop_lets_the_application_finish_but_does_not_wait_for_ever(host, address, rest):
+    """The last test: it leaves other settings."""
+    play(Path(__file__).parents[1] / "converge.yml", {"postgres_before_stop_s": 8})
+
+    def work(seconds: int) -> str:
+        where = (
+            f"host={address} dbname=arches user=app sslmode=verify-full sslrootcert={TLS}/ca.crt application_name=api"
+        )
+        return host.run(
+            f"PGPASSWORD=app-secret psql -XAtq '{where}' -c \"SELECT pg_sleep({seconds}), 'finished'\""
+        ).stdout
+
+    running = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active'"
+    for seconds, finishes in ((3, True), (60, False)):
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(work, seconds)
+            wait_for("it runs", lambda: host.check_output(f'psql -U postgres -XAtc "{running}"') == "1", 20)
+            began = time.monotonic()
+            host.check_output("systemctl stop patroni")
+            took = time.monotonic() - began
+            assert ("finished" in answer.result(timeout=30)) == finishes
+        assert took < 30
+        assert finishes or took >= 8
+        host.check_output("systemctl start patroni")
+        wait_for("it leads again", lambda: rest("/primary")[0] == 200, 60)
