@@ -12,7 +12,7 @@ from lib.waiting import wait_for
 testinfra_hosts = ["ansible://lb"]
 SCENARIO = Path(__file__).parents[1]
 SESSION = (SCENARIO / "files/session.py").read_text()
-# Two failed checks at 300 ms each and their answers; the rest is for a busy computer.
+# Three failed checks at 300 ms each and their answers; the rest is for a busy computer.
 SOON_S = 15.0
 
 
