@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from drills.faults import CUT, FAULTS, drop, leader
+from drills.faults import CUT, FAULTS, drop, leader, on
 from drills.recovering import leads
 from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
@@ -84,10 +84,18 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
 
 @pytest.mark.long
 def test_a_switchover_without_a_pause_fails_requests(healthy: Fleet, tmp_path: Path) -> None:
-    with Load(healthy, "control-no-pause", tmp_path, RESULTS) as load:
-        for _ in range(3):
-            load.mark("switchover")
-            healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
-            wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+    """Neither a playbook nor the guards let queries wait."""
+    guards = on(
+        lambda fleet: fleet.groups["api"], "systemctl stop arches-pool-guard", "systemctl start arches-pool-guard"
+    )
+    on_again = guards(healthy)
+    try:
+        with Load(healthy, "control-no-pause", tmp_path, RESULTS) as load:
+            for _ in range(3):
+                load.mark("switchover")
+                healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
+                wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+    finally:
+        on_again()
     assert load.verdict.failures > 0, f"the client saw nothing of three switchovers: {load.verdict}"
     assert load.stored == Stored()

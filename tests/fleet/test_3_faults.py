@@ -20,7 +20,10 @@ def acknowledged(history: History) -> int:
 def test_writes_survive_the_loss_of_the_leaders_host(
     healthy: Fleet, user: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The leader of Postgres falls silent under load; another takes over, and the host comes back as a replica."""
+    """The leader of Postgres falls silent under load; another takes over, and the host comes back as a replica.
+
+    Its lease alone lasts 20 s: the watchers have ended it.
+    """
     history = History(tmp_path / "history.jsonl")
     leader = healthy.status()[1]["postgres"]["leader"]
     with WriteLoad(history, artifact_writer(healthy, user)):
@@ -39,7 +42,7 @@ def test_writes_survive_the_loss_of_the_leaders_host(
     gap = history.longest_gap_s(killed_at, ended_at)
     record_property("write_gap_s", round(gap, 1))
     print(f"leader {leader} lost: longest gap between acknowledged writes {gap:.1f} s, {dict(history.counts())}")
-    assert gap <= 45
+    assert gap <= 20
     assert lost(history, stored(healthy, user, history)) == []
     assert acknowledged(history) > 100
 

@@ -25,8 +25,8 @@ PLACEHOLDER = "CHANGE-ME"
 COMPONENTS = {
     "all": ["system", "exporters", "collector"],
     "edge": ["nginx"],
-    "api": ["api", "embedder", "pgbouncer", "haproxy"],
-    "data": ["etcd", "postgres", "redis", "backup"],
+    "api": ["api", "embedder", "pgbouncer", "haproxy", "pool_guard"],
+    "data": ["etcd", "postgres", "lease_watcher", "redis", "backup"],
     "ops": ["apt_repository", "s3", "prover", "prometheus", "alertmanager", "loki", "jaeger", "grafana"],
 }
 
