@@ -291,6 +291,17 @@ def test_what_was_current_at_a_moment_and_is_not_any_more_can_come_back(
     assert [version.version_id for version in found] == ([back] if back else [])
 
 
+def test_what_was_put_back_is_not_put_back_again(program: ModuleType) -> None:
+    key = "pgbackrest/backup/arches/L/file"
+    versions = [
+        program.Version(key, "c", False, 60, 10, "same"),
+        program.Version(key, "b", True, 50, 0),
+        program.Version(key, "a", False, 10, 10, "same"),
+    ]
+    assert program.hidden(versions, at=30) == []
+    assert program.hidden(versions[1:], at=30) == [versions[2]]
+
+
 def test_when_a_version_was_made_is_in_its_name_where_that_is_a_ulid(program: ModuleType) -> None:
     modified = "2026-11-30T17:59:52Z"
     assert program.created("01M8PSSZAH6D6V0HT789JYV1X6", "2026-11-30T17:50:03.16Z") == pytest.approx(1796061592.913)

@@ -145,6 +145,7 @@ class Version(NamedTuple):
     marker: bool
     since: float
     size: int
+    etag: str = ""
 
 
 class Made(NamedTuple):
@@ -261,7 +262,11 @@ def hidden(versions: Sequence[Version], at: float) -> list[Version]:
         # What came later; and of the lists always the last one, which names whatever was there in the end.
         if last.marker and (then is None or (key.endswith(LISTS) and last.since > at)):
             then = next((version for version in reversed(ordered) if not version.marker), None)
-        if then and not then.marker and then is not last and (last.marker or not key.endswith(LISTS)):
+        if then is None or then.marker or then is last:
+            continue
+        # What was put back before is another version with the same content.
+        written_over = not key.endswith(LISTS) and not (then.etag and then.etag == last.etag)
+        if last.marker or written_over:
             found.append(then)
     return found
 
@@ -386,7 +391,8 @@ class Host:
                 if kind in ("Version", "DeleteMarker"):
                     key, name, since = (str(item.findtext("{*}" + tag)) for tag in ("Key", "VersionId", "LastModified"))
                     size = int(item.findtext("{*}Size") or 0)
-                    found.append(Version(key, name, kind == "DeleteMarker", created(name, since), size))
+                    etag = str(item.findtext("{*}ETag") or "")
+                    found.append(Version(key, name, kind == "DeleteMarker", created(name, since), size, etag))
             if page.findtext("{*}IsTruncated") != "true":
                 return found
             after = {
