@@ -288,7 +288,7 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "too little memory": (
         ("prod/hosts.yml", "203.0.113.32, memory_mb: 16384", "203.0.113.32, memory_mb: 8192"),
-        ("inventories/prod/hosts.yml", "`memory_mb` of data2 is 8192", "postgres 8192", "Write at least 10336"),
+        ("inventories/prod/hosts.yml", "`memory_mb` of data2 is 8192", "postgres 8192", "Write at least 10400"),
     ),
     "Patroni's ttl too short": (
         ("prod/group_vars/all/timers.yml", "retry_timeout: 3", "retry_timeout: 10"),
