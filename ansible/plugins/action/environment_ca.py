@@ -30,18 +30,7 @@ from ansible.plugins.action import ActionBase
 # Ansible offers its module_utils folder to modules only.
 sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
 from pki import Authority, PkiError, authorities, new_authority, new_key, signer, to_pem
-
-
-def write(path: Path, text: str, mode: int) -> None:
-    """Put a file in place in one piece."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.arches-new")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+from whole_file import write
 
 
 def ensure(key: Path, certificate: Path, name: str, days: int) -> bool:

@@ -14,7 +14,7 @@ former value is not drawn twice.
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,9 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-
-def write(file: Path, text: str) -> None:
-    """Put a file (0600) in place in one piece."""
-    temporary = file.with_name(f".{file.name}.arches-new")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+# Ansible offers its module_utils folder to modules only.
+sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
+from whole_file import write
 
 
 def draw(folder: Path, secrets: Mapping[str, str], alternates: Mapping[str, Sequence[str]]) -> bool:
@@ -42,15 +35,15 @@ def draw(folder: Path, secrets: Mapping[str, str], alternates: Mapping[str, Sequ
         # Named apart: it is no secret that anybody accepts.
         before, file = folder / f".former-{name}", folder / name
         if not before.exists():
-            write(before, file.read_text() if file.exists() else values[0])
+            write(before, file.read_text() if file.exists() else values[0], 0o600)
         following = values[(values.index(before.read_text().strip()) + 1) % len(values)]
         if not file.exists() or file.read_text() != following:
-            write(file, following)
+            write(file, following, 0o600)
             changed = True
     for name, own in secrets.items():
         former, file = folder / "former" / name, folder / own
         if not former.exists():
-            write(former, file.read_text())
+            write(former, file.read_text(), 0o600)
         if file.exists() and file.read_text() == former.read_text():
             file.unlink()
             changed = True

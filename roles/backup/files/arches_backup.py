@@ -243,25 +243,32 @@ def created(version_id: str, modified: str) -> float:
     return datetime.datetime.fromisoformat(modified).timestamp()
 
 
+def histories(versions: Sequence[Version]) -> dict[str, list[Version]]:
+    """Every object's versions, the oldest first.
+
+    :param versions: of all objects, as the store lists them: the newest of a key first.
+    """
+    keys: dict[str, list[Version]] = {}
+    # Of two in the same second the store knows the order.
+    oldest_first = versions[::-1]
+    for version in sorted(oldest_first, key=lambda version: version.since):
+        keys.setdefault(version.key, []).append(version)
+    return keys
+
+
 def hidden(versions: Sequence[Version], at: float) -> list[Version]:
     """What was current at a moment (seconds since 1970), or came later, and is not any more.
 
     pgBackRest's lists (*.info) are rewritten all the time, and one that is there now knows its own passphrases: they
     count only when they are deleted.
-
-    :param versions: of all objects, as the store lists them: the newest of a key first.
     """
-    keys: dict[str, list[Version]] = {}
-    for version in versions[::-1]:
-        keys.setdefault(version.key, []).append(version)
     found = []
-    for key, history in keys.items():
-        ordered = sorted(history, key=lambda version: version.since)
-        then = next((version for version in reversed(ordered) if version.since <= at), None)
-        last = ordered[-1]
+    for key, history in histories(versions).items():
+        then = next((version for version in reversed(history) if version.since <= at), None)
+        last = history[-1]
         # What came later; and of the lists always the last one, which names whatever was there in the end.
         if last.marker and (then is None or (key.endswith(LISTS) and last.since > at)):
-            then = next((version for version in reversed(ordered) if not version.marker), None)
+            then = next((version for version in reversed(history) if not version.marker), None)
         if then is None or then.marker or then is last:
             continue
         # What was put back before is another version with the same content.
@@ -276,9 +283,8 @@ def vanished(versions: Sequence[Version]) -> float | None:
 
     pgBackRest itself never deletes them. None when they are there.
     """
-    oldest_first = versions[::-1]
-    newest = {version.key: version for version in sorted(oldest_first, key=lambda version: version.since)}
-    gone = sorted((version for version in newest.values() if version.marker), key=lambda version: -version.since)
+    newest = [history[-1] for history in histories(versions).values()]
+    gone = sorted((version for version in newest if version.marker), key=lambda version: -version.since)
     lists = [version.since for version in gone if version.key.endswith(LISTS)]
     if not lists:
         return None
