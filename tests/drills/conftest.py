@@ -1,10 +1,12 @@
 """Fixtures of the drills: a running fleet, and the receiver that it sends its alerts to."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from drills.alerts import DRILLS
+from drills.recovering import Writes
 from lib.drill import sweep, undo_all
 from lib.fleet import Fleet, local_fleet
 from lib.waiting import wait_for
@@ -36,3 +38,9 @@ def healthy(fleet: Fleet) -> Iterator[Fleet]:
     wait_for("the fleet is healthy before the drill", fleet.healthy, timeout_s=90, interval_s=1)
     yield fleet
     wait_for("the fleet is healthy again after the drill", fleet.healthy, timeout_s=120, interval_s=1)
+
+
+@pytest.fixture
+def writes(healthy: Fleet, tmp_path: Path) -> Writes:
+    """Somebody who writes, on a healthy fleet."""
+    return Writes(healthy, tmp_path)

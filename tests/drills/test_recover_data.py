@@ -4,7 +4,6 @@ Marked `long`, for `make test-full`: what takes minutes, or is much like another
 """
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,6 @@ from lib.fleet import Fleet
 from lib.history import lost
 from lib.postgres import sql
 from lib.waiting import wait_for
-
-
-@pytest.fixture
-def writes(healthy: Fleet, tmp_path: Path) -> Writes:
-    """Somebody who writes, on a healthy fleet."""
-    return Writes(healthy, tmp_path)
 
 
 def test_the_leaders_host_is_lost_and_an_empty_machine_takes_its_place(writes: Writes) -> None:

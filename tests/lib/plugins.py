@@ -25,6 +25,18 @@ def load_plugin(kind: str, name: str) -> ModuleType:
     return module
 
 
+def load_program(file: str) -> ModuleType:
+    """Import `roles/<file>`, a program that a role puts on its hosts."""
+    path = PROJECT / "roles" / file
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # What is annotated as text is looked up here.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def load_script(name: str) -> ModuleType:
     """Import `ansible/bin/<name>`, a command without a suffix."""
     folder = str(PROJECT / "ansible" / "bin")

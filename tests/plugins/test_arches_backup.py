@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "roles/backup/files/arches_backup.py"
+from lib.plugins import load_program
+
 SUNDAY, DAY = 1_795_312_800.0, 86_400.0  # Sunday, 22 November 2026, 02:00 UTC
 SCHEDULE = {"full": "Sun *-*-* 02:00:00", "differential": "Mon..Sat *-*-* 02:00:00", "redis": "*-*-* 02:30:00"}
 
@@ -20,12 +19,7 @@ SCHEDULE = {"full": "Sun *-*-* 02:00:00", "differential": "Mon..Sat *-*-* 02:00:
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location("arches_backup", PROGRAM)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["arches_backup"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_program("backup/files/arches_backup.py")
 
 
 def member(name: str, role: str = "quorum_standby", state: str = "streaming") -> dict[str, Any]:

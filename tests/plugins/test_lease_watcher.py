@@ -1,35 +1,20 @@
 """When the lease of a silent leader is ended, and every reason to leave it. Two watchers share an etcd in memory."""
 
 import base64
-import importlib.util
 import json
 import ssl
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "roles/lease_watcher/files/lease_watcher.py"
+from lib.plugins import load_program
+
 HOLDER, OTHERS = "data1", ("data2", "data3")
 LEASE = "7587"
 POLLS = 3
 
-
-def loaded() -> ModuleType:
-    """The program as a module."""
-    spec = importlib.util.spec_from_file_location("lease_watcher", SOURCE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    # What is annotated as text is looked up here.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-watcher = loaded()
+watcher = load_program("lease_watcher/files/lease_watcher.py")
 
 
 def encoded(value: str) -> str:

@@ -1,38 +1,25 @@
 """When the pool is paused and when it goes on again: with Patroni, PgBouncer, the leader and the clock in memory."""
 
-import importlib.util
 import socket
 import ssl
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "roles/pool_guard/files/pool_guard.py"
+from lib.plugins import load_program
+
 LEADER, OTHER, THIRD = "data1", "data2", "data3"
 NAMES = (LEADER, OTHER, THIRD)
 POLLS, LIMIT_S = 3, 30
 FOLLOWS, SILENT = 503, 0
 
-
-def loaded() -> ModuleType:
-    """The program as a module."""
-    spec = importlib.util.spec_from_file_location("pool_guard", SOURCE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    # What is annotated as text is looked up here.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-guard = loaded()
+guard = load_program("pool_guard/files/pool_guard.py")
 
 
 class World:

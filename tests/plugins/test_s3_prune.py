@@ -1,18 +1,14 @@
 """What the object store's prune job removes; killed at any point, it brings no deleted key back."""
 
 import datetime
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "roles/s3/files/prune.py"
-SPEC = importlib.util.spec_from_file_location("s3_prune", FILE)
-assert SPEC is not None and SPEC.loader is not None
-job = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(job)
+from lib.plugins import load_program
+
+job = load_program("s3/files/prune.py")
 
 NOW = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
 History = list[tuple[str, float]]
