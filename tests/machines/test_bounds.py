@@ -122,6 +122,21 @@ def test_a_full_disk_is_noticed_before_anything_is_made(tmp_path: Path) -> None:
     assert not Path("/sys/class/net/br-t2").exists()
 
 
+def test_disks_of_another_checkout_are_not_started_with_new_secrets(tmp_path: Path) -> None:
+    kept = tmp_path / "home/volumes/t2/ops1/s3.ext4"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    done = playbook(
+        "ansible/up.yml", "-i", "inventories/local",
+        "-e", json.dumps({"fleet": {"id": "t2"}, "state_dir": str(tmp_path / "state")}),
+        ARCHES_STATE=str(tmp_path / "home"),
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert f"keeps disks of local ({kept.parent})" in said and "make down DELETE_VOLUMES=1" in said, done.stdout
+    assert not (tmp_path / "state").exists()
+
+
 BUILDER = """
 import sys
 from pathlib import Path
