@@ -33,7 +33,7 @@ def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
 
 
 def told(output: str) -> str:
-    """What Molecule prints of a failure, without its frames and colours: from pytest's or Ansible's first word of it."""
+    """What Molecule prints of a failure, without its frames and colours, from the first word of it."""
     lines = [COLOUR.sub("", line).removeprefix("│").removeprefix(" ") for line in output.splitlines()]
     starts = (at for at, line in enumerate(lines) if re.match(r"=+ (FAILURES|ERRORS) =+|(fatal|ERROR)\b", line))
     return "\n".join(lines[next(starts, 0) :])[-6000:]
