@@ -149,6 +149,25 @@ def stop_archiving(fleet: Fleet) -> None:
     fleet.ssh(first, f"{PSQL} \"SELECT pg_logical_emit_message(true, 'drill', 'drill')\" -c 'SELECT pg_switch_wal()'")
 
 
+def damage_page(fleet: Fleet) -> None:
+    """A page of a table of its own is overwritten on the leader's disk, and read."""
+    first = leader(fleet, "postgres")
+    made = (
+        "CREATE EXTENSION IF NOT EXISTS pg_buffercache",
+        "DROP TABLE IF EXISTS drill_page",
+        "CREATE TABLE drill_page AS SELECT generate_series(1, 1000) AS id",
+        "CHECKPOINT",
+        # From now on it is on the disk alone.
+        "SELECT pg_buffercache_evict(bufferid) FROM pg_buffercache"
+        " WHERE relfilenode = pg_relation_filenode('drill_page')",
+    )
+    fleet.ssh(first, PSQL + " -c ".join(shlex.quote(statement) for statement in made))
+    file = f"$({PSQL} \"SELECT current_setting('data_directory') || '/' || pg_relation_filepath('drill_page')\")"
+    fleet.ssh(first, f"dd if=/dev/urandom of={file} bs=8192 seek=1 count=1 conv=notrunc status=none")
+    read = fleet.ssh(first, f"{PSQL} 'SELECT count(*) FROM drill_page'", check=False)
+    assert "invalid page in block 1" in read.stderr, read
+
+
 def archive_again(fleet: Fleet) -> None:
     """The archive command is the one from before."""
     command = f'patronictl edit-config --force --set postgresql.parameters.archive_command="$(cat {ARCHIVE_COMMAND})"'
@@ -298,6 +317,14 @@ DRILLS: dict[str, Drill] = {
         begins_s=20,
     ),
     "PostgresWraparoundNear": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True)),
+    "PostgresPageDamaged": Drill(
+        damage_page,
+        on_leader("postgres", f"{PSQL} 'DROP TABLE IF EXISTS drill_page' -c 'DROP EXTENSION IF EXISTS pg_buffercache'"),
+        uses=frozenset({"postgres"}),
+        lowered=Lowered(window="1m"),
+        begins_s=20,
+        resolves_s=150,
+    ),
     "PostgresDeadTuplesPileUp": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True)),
     "WalArchivingFails": Drill(
         stop_archiving,

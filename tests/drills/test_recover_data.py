@@ -148,6 +148,19 @@ def test_who_holds_a_transaction_open_is_named_and_ended(healthy: Fleet) -> None
 
 
 @pytest.mark.long
+def test_a_pool_that_was_left_paused_goes_on(healthy: Fleet) -> None:
+    port = healthy.services["pgbouncer"]["port"]
+    console = f"runuser -u postgres -- psql -XAtq 'host=/run/postgresql port={port} user=pgbouncer dbname=pgbouncer' -c"
+    healthy.ssh("api2", f"{console} 'PAUSE arches'")
+    try:
+        assert "pool of api2" in (told := said(healthy, "connections-full")) and ", paused" in told
+        recover(healthy, "connections-full")
+        assert "No pool is paused" in said(healthy, "connections-full")
+    finally:
+        healthy.ssh("api2", f"{console} 'RESUME arches'", check=False)
+
+
+@pytest.mark.long
 def test_old_rows_are_frozen_after_what_kept_them_is_gone(healthy: Fleet) -> None:
     there = "EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'orphan')"
     sql(healthy, f"SELECT pg_create_physical_replication_slot('orphan', true) WHERE NOT {there}")

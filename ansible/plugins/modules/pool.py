@@ -9,12 +9,15 @@
         port: 6432
         leader: {host: postgres, port: 5000, user: app, password: ..., ca: /etc/arches/tls/ca.crt, not: 203.0.113.31}
 
+`asked` changes nothing and says how the pool is.
 `paused` returns when no transaction runs any more, or fails and lets the pool go on when one takes longer than
 `within_s`. `resumed` waits until a write by way of `leader` is acknowledged by another server than `not`, and lets the
 pool go on after that; without `leader` at once. Whatever happens to the playbook, systemd lets the pool go on
 `at_most_s` after it was paused.
 
-Result: changed, waited_s (until a write was acknowledged), leader (the address that acknowledged it).
+Result: changed, waited_s (until a write was acknowledged), leader (the address that acknowledged it); with `asked` pool
+(paused; size; working and waiting: connections to Postgres in use, clients without one; longest_wait_s) or, when it
+does not answer, why.
 """
 
 from __future__ import annotations
@@ -110,6 +113,18 @@ class Pool:
         pools = self.tell("SHOW POOLS")
         return max((int(row["maxwait"]) for row in pools if row["database"] == self.database), default=0)
 
+    def asked(self) -> dict[str, int | bool]:
+        """How the pool is. Raises PoolError."""
+        of_users = [row for row in self.tell("SHOW POOLS") if row["database"] == self.database]
+        (entry,) = (row for row in self.tell("SHOW DATABASES") if row["name"] == self.database)
+        return {
+            "paused": entry["paused"] == "1",
+            "size": int(entry["pool_size"]),
+            "working": sum(int(row["sv_active"]) for row in of_users),
+            "waiting": sum(int(row["cl_waiting"]) for row in of_users),
+            "longest_wait_s": max((int(row["maxwait"]) for row in of_users), default=0),
+        }
+
     def _arm(self, at_most_s: int) -> None:
         self._disarm()
         subprocess.run(
@@ -170,12 +185,20 @@ def go_on(pool: Pool, leader: t.Mapping[str, t.Any], seconds: float) -> str:
             return address
 
 
+def look(pool: Pool) -> dict[str, t.Any]:
+    """How the pool is: also one that does not answer is an answer."""
+    try:
+        return {"pool": pool.asked()}
+    except PoolError as error:
+        return {"why": str(error)}
+
+
 def main() -> None:
     """Module entry point."""
     text = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "state": {"choices": ["paused", "resumed"], "required": True},
+            "state": {"choices": ["asked", "paused", "resumed"], "required": True},
             "database": text,
             "port": {"type": "int", "required": True},
             "within_s": {"type": "float", "default": 2.0},
@@ -192,10 +215,15 @@ def main() -> None:
                 },
             },
         },
+        supports_check_mode=True,
     )
     params = module.params
     pool = Pool(params["database"], params["port"])
     began, address = time.monotonic(), None
+    if params["state"] == "asked":
+        module.exit_json(changed=False, **look(pool))
+    if module.check_mode:
+        module.exit_json(changed=True)
     try:
         if params["state"] == "paused":
             pool.pause(params["within_s"], params["at_most_s"])

@@ -116,9 +116,9 @@ def test_postgres_says_what_alerts_ask_for(host: Host, ask: Callable[..., tuple[
     assert value(plain, 'pg_stat_activity_count{state="active"}') >= 1
     assert value(plain, "pg_settings_max_connections") == 100
     for name in (
-        "pg_stat_archiver_failed_count", "pg_replication_lag_seconds", "pg_replication_is_replica",
-        "pg_database_wraparound_age_datfrozenxid_seconds", "pg_stat_user_tables_n_dead_tup", "pg_database_size_bytes",
-        "pg_stat_activity_max_tx_duration",
+        "pg_stat_archiver_failed_count", "pg_checksum_failures", "pg_replication_lag_seconds",
+        "pg_replication_is_replica", "pg_database_wraparound_age_datfrozenxid_seconds",
+        "pg_stat_user_tables_n_dead_tup", "pg_database_size_bytes", "pg_stat_activity_max_tx_duration",
     ):  # fmt: skip
         assert re.search(rf"^{name}[ {{]", text, re.MULTILINE), name
     assert 'pg_scrape_collector_success{collector="stat_bgwriter"} 0' not in text
