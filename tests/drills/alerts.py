@@ -9,6 +9,7 @@ import shlex
 
 from lib.drill import ALONE, RULE_FILE, Act, Drill, Lowered, monitoring_host, nothing, remove_series, write_series
 from lib.fleet import Fleet
+from lib.redis import redis
 from lib.waiting import wait_for
 from lib.webhook import REFUSED
 
@@ -180,12 +181,8 @@ def redis_saves(may: bool) -> Act:
 
     def act(fleet: Fleet) -> None:
         host = fleet.groups["data"][-1]
-        ask = "redis-cli --tls --cacert /etc/arches/tls/ca.crt --user admin --no-auth-warning BGSAVE"
-        fleet.ssh(
-            host,
-            f"chmod {'0750' if may else '0500'} /var/lib/redis; read -r REDISCLI_AUTH; export REDISCLI_AUTH; {ask}",
-            stdin=str(fleet.variables[host]["vault_redis_admin_password"]) + "\n",
-        )
+        fleet.ssh(host, f"chmod {'0750' if may else '0500'} /var/lib/redis")
+        redis(fleet, host, "BGSAVE")
 
     return act
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from drills.recovering import leads
 from lib.fleet import Fleet
+from lib.waiting import wait_for
 
 Undo = Callable[[], object]
 
@@ -21,12 +22,14 @@ class Fault:
     :param gap_s: longest time without an acknowledged write.
     :param failures: requests that may fail in the sense of drills/rollout/judge.py.
     :param lasts_s: how long it lasts at least, in seconds.
+    :param prepare: what must be so before, without anybody at work; returns what undoes it.
     """
 
     do: Callable[[Fleet], Undo]
     gap_s: float
     failures: int
     lasts_s: float = 15
+    prepare: Callable[[Fleet], Undo] = lambda _: lambda: None
 
 
 def leader(fleet: Fleet, service: str = "postgres") -> str:
@@ -69,6 +72,38 @@ def power(fleet: Fleet) -> Undo:
     fleet.machines("killed")
     fleet.machines("present")
     return lambda: None
+
+
+WAL = "/var/lib/postgresql/17/arches/pg_wal"
+BALLAST = f"{WAL}/ballast"
+
+
+def wal_on_a_small_disk(fleet: Fleet) -> Undo:
+    """A member whose WAL has a disk of its own leads."""
+    host = next(host for host in fleet.groups["data"] if host != leader(fleet))
+
+    def moved(change: str) -> None:
+        fleet.ssh(host, f"systemctl stop patroni && {change} && systemctl start patroni", timeout_s=120)
+        wait_for("it follows again", fleet.healthy, timeout_s=120, interval_s=1)
+
+    aside = f"{WAL}.aside"
+    owner = "$(id -u postgres),gid=$(id -g postgres)"
+    moved(
+        f"mv {WAL} {aside} && install -d -o postgres -g postgres -m 700 {WAL} && "
+        f"mount -t tmpfs -o size=$(($(du -sm {aside} | cut -f1) + 128))m,mode=0700,uid={owner} drill {WAL} && "
+        f"cp -a {aside}/. {WAL} && rm -r {aside}"
+    )
+    fleet.playbook("ansible/recover/postgres-switchover.yml", "-e", f"candidate={host}", "-e", "confirm=local")
+    return lambda: moved(f"cp -a {WAL} {aside} && umount {WAL} && rmdir {WAL} && mv {aside} {WAL}")
+
+
+def fill_wal(fleet: Fleet) -> Undo:
+    """Nothing is left on that disk, and WAL goes on until its next file is missing."""
+    host = leader(fleet)
+    written = "SELECT pg_logical_emit_message(true, 'drill', 'x'); SELECT pg_switch_wal();"
+    fill = f"dd if=/dev/zero of={BALLAST} bs=1M status=none; psql -qAtX -v ON_ERROR_STOP=1 -U postgres arches"
+    assert fleet.ssh(host, fill, stdin=written * 64, check=False).returncode, "there was room for 64 files of WAL"
+    return lambda: fleet.ssh(host, f"rm {BALLAST}")
 
 
 def postgres(fleet: Fleet) -> list[str]:
@@ -125,6 +160,7 @@ FAULTS = {
         on(first("ops"), "systemctl stop arches-versitygw", "systemctl start arches-versitygw"),
         gap_s=2, failures=0, lasts_s=180,
     ),
+    "wal-full": Fault(fill_wal, gap_s=40, failures=600, lasts_s=30, prepare=wal_on_a_small_disk),
     "redis-killed": Fault(on(redis, "systemctl kill --signal=KILL redis-server"), gap_s=5, failures=0),
     "redis-hung": Fault(
         on(redis, "systemctl kill --signal=STOP redis-server", "systemctl kill --signal=CONT redis-server"),

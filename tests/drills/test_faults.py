@@ -10,18 +10,36 @@ from pathlib import Path
 
 import pytest
 
-from drills.faults import CUT, FAULTS, drop, leader, on
+from drills.faults import CUT, FAULTS, Fault, drop, leader, on
 from drills.recovering import leads
 from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
 from lib.client import artifact_writer, edge_client, register_and_login
 from lib.fleet import REPOSITORY, Fleet
 from lib.postgres import sql
+from lib.redis import redis
 from lib.waiting import wait_for
 
 RESULTS = REPOSITORY / "results" / "faults"
 CHOSEN = os.environ.get("FAULTS", "").split() or list(FAULTS)
 REPEATS = range(int(os.environ.get("REPEATS", "1")))
+
+
+def cost_of(fleet: Fleet, fault: Fault, name: str, folder: Path) -> Load:
+    """The fault happens and is undone while people work."""
+    with edge_client(fleet) as client:
+        write = artifact_writer(fleet, register_and_login(client))
+    with Load(fleet, name, folder, RESULTS) as load:
+        undo = fault.do(fleet)
+        try:
+            load.mark("it is so")
+            load.steady(fault.lasts_s)
+            wait_for("writes go on", lambda: write("probe")[0] == "ok", timeout_s=120)
+        finally:
+            undo()
+        load.mark("over")
+        wait_for("the fleet is healthy again", fleet.healthy, timeout_s=180, interval_s=2)
+    return load
 
 
 @pytest.mark.long
@@ -31,18 +49,11 @@ def test_nothing_is_lost_when(
     healthy: Fleet, tmp_path: Path, record_property: Callable[[str, object], None], name: str, repeat: int
 ) -> None:
     fault = FAULTS[name]
-    with edge_client(healthy) as client:
-        write = artifact_writer(healthy, register_and_login(client))
-    with Load(healthy, f"{name}-{repeat}", tmp_path, RESULTS) as load:
-        undo = fault.do(healthy)
-        try:
-            load.mark("it is so")
-            load.steady(fault.lasts_s)
-            wait_for("writes go on", lambda: write("probe")[0] == "ok", timeout_s=120)
-        finally:
-            undo()
-        load.mark("over")
-        wait_for("the fleet is healthy again", healthy.healthy, timeout_s=180, interval_s=2)
+    put_back = fault.prepare(healthy)
+    try:
+        load = cost_of(healthy, fault, f"{name}-{repeat}", tmp_path)
+    finally:
+        put_back()
     for figure in ("write_gap_s", "failures", "retries", "p99_ms", "worst_ms"):
         record_property(figure, getattr(load.verdict, figure))
     assert load.stored == Stored()
@@ -99,3 +110,49 @@ def test_a_switchover_without_a_pause_fails_requests(healthy: Fleet, tmp_path: P
         on_again()
     assert load.verdict.failures > 0, f"the client saw nothing of three switchovers: {load.verdict}"
     assert load.stored == Stored()
+
+
+@pytest.mark.long
+def test_without_the_watcher_a_lost_host_costs_more(healthy: Fleet, tmp_path: Path) -> None:
+    """Patroni alone waits for the lease of a leader that fell silent."""
+    data = healthy.groups["data"]
+    on_again = on(lambda _: data, "systemctl stop arches-lease-watcher", "systemctl start arches-lease-watcher")(
+        healthy
+    )
+    gone = leader(healthy)
+    try:
+        with Load(healthy, "control-no-watcher", tmp_path, RESULTS) as load:
+            healthy.machines("killed", gone)
+            wait_for("another one leads", lambda: leads(healthy, "postgres") not in (None, gone), timeout_s=90)
+            load.steady(10)
+    finally:
+        healthy.machines("present", gone)
+        on_again()
+    assert load.verdict.write_gap_s > 10, f"the watcher makes no difference: {load.verdict}"
+    assert load.stored == Stored()
+
+
+@pytest.mark.long
+def test_without_replicas_to_wait_for_redis_loses_writes(healthy: Fleet) -> None:
+    """It acknowledges what it alone has, when it may."""
+    gone = leader(healthy, "redis")
+    others = [host for host in healthy.groups["data"] if host != gone]
+    (_, before) = redis(healthy, gone, "CONFIG GET min-replicas-to-write")
+    assert int(before) > 0
+    try:
+        redis(healthy, gone, "CONFIG SET min-replicas-to-write 0")
+        for host in others:
+            healthy.ssh(host, drop("input", "6379", "sport"))
+        answers = redis(healthy, gone, *(f"SET drill:{number} x EX 600" for number in range(100)))
+        healthy.machines("killed", gone)
+        for host in others:
+            healthy.ssh(host, CUT)
+        wait_for("another one leads", lambda: leads(healthy, "redis") not in (None, gone), timeout_s=90, interval_s=1)
+        (there,) = redis(healthy, leader(healthy, "redis"), f"EXISTS {' '.join(f'drill:{n}' for n in range(100))}")
+    finally:
+        healthy.machines("present", gone)
+        wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+        redis(healthy, gone, f"CONFIG SET min-replicas-to-write {before}")
+    lost = answers.count("OK") - int(there)
+    print(f"Redis without replicas to wait for: {answers.count('OK')} acknowledged, {lost} lost")
+    assert lost > 0

@@ -12,6 +12,7 @@ from lib.client import stored
 from lib.fleet import Fleet
 from lib.history import lost
 from lib.postgres import sql
+from lib.redis import redis
 from lib.waiting import wait_for
 
 
@@ -33,12 +34,10 @@ def test_the_leaders_host_is_lost_and_an_empty_machine_takes_its_place(writes: W
 def test_a_set_of_redis_that_cannot_choose_gets_a_leader(healthy: Fleet) -> None:
     gone = leads(healthy, "redis")
     assert gone
-    secret = (healthy.state / "secrets" / "redis_admin").read_text().strip()
-    ask = "redis-cli --tls --cacert /etc/arches/tls/ca.crt --user admin info replication"
     other = next(host for host in healthy.groups["data"] if host != gone)
 
     def missed_s() -> int:
-        lines = healthy.ssh(other, f"REDISCLI_AUTH='{secret}' {ask}").stdout.splitlines()
+        lines = redis(healthy, other, "INFO replication")
         found = [line.partition(":")[2] for line in lines if line.startswith("master_link_down_since_seconds:")]
         return int(found[0]) if found else 0
 
