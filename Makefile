@@ -125,10 +125,10 @@ check: environment ## The fast loop: format, lint, types, repository rules, unit
 	python tests/run.py check
 
 test: environment ## Prove everything: check, machines, roles, API, fleet
-	python tests/run.py check machines recover packages roles app fleet
+	python tests/run.py check parts roles app fleet
 
 test-app: environment ## The API's tests on real Postgres, PgBouncer and Redis
-	python tests/run.py app
+	python tests/run.py artefacts app
 
 test-roles: environment ## Molecule and testinfra for every role: make test-roles ROLES="redis nginx" for some
 	python tests/run.py roles
@@ -146,7 +146,7 @@ drills-report: environment ## Write docs/drills from what drills have left in re
 	cd tests && python -m drills.report
 
 test-full: environment ## Everything, with what is long and rarely breaks
-	python tests/run.py check machines recover packages roles app fleet full
+	python tests/run.py check parts roles app fleet full
 
 bench: environment ## Measure the figures of docs/bench.md into results/bench.json
 	python tests/bench/run.py

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lib.fleet import Fleet
@@ -57,10 +58,13 @@ class Tally:
     passed: int = 0
     failed: int = 0
     steps: dict[str, float] = field(default_factory=dict)
+    # Steps that run beside each other print what they have to say when they end.
+    beside: bool = False
 
 
-def run(tally: Tally, name: str, command: list[str], capture: bool = False) -> bool:
+def run(tally: Tally, name: str, command: list[str]) -> bool:
     """Run one step; a pytest step counts its tests, any other counts as one test."""
+    capture = tally.beside
     report = REPORTS / f"{name.replace(' ', '-').replace('/', '-')}.xml"
     tests = "pytest" in command
     if tests:
@@ -96,12 +100,29 @@ def _counts(report: Path) -> tuple[int, int]:
 def check(tally: Tally) -> None:
     """Format, lint, types, repository rules, unit tests."""
 
-    def lane(commands: list[list[str]]) -> None:
+    def steps(commands: list[list[str]]) -> None:
         for command in commands:
-            run(tally, " ".join(command[:2]), command, capture=True)
+            run(tally, " ".join(command[:2]), command)
 
-    with ThreadPoolExecutor(len(CHECKS)) as pool:
-        list(pool.map(lane, CHECKS))
+    lanes(tally, *(partial(steps, commands) for commands in CHECKS))
+
+
+def lanes(tally: Tally, *each: Callable[[], object]) -> None:
+    """Run them beside each other."""
+    tally.beside = True
+    with ThreadPoolExecutor(len(each)) as pool:
+        list(pool.map(lambda lane: lane(), each))
+    tally.beside = False
+
+
+def parts(tally: Tally) -> None:
+    """What needs neither a role nor a fleet, in two lanes: none of them fills a core."""
+
+    def short() -> None:
+        for layer in (machines, packages, artefacts):
+            layer(tally)
+
+    lanes(tally, short, lambda: recover(tally))
 
 
 def machines(tally: Tally) -> None:
@@ -125,10 +146,14 @@ def roles(tally: Tally) -> None:
     run(tally, "roles", ["pytest", "tests/molecule"])
 
 
-def app(tally: Tally) -> None:
-    """Releases; the embedder and its model; the API on real Postgres, PgBouncer and Redis (machine of `make dev`)."""
+def artefacts(tally: Tally) -> None:
+    """Releases; the embedder and its model."""
     run(tally, "release", ["pytest", "tests/release"])
     run(tally, "embedder", ["pytest", "app/embedder/tests"])
+
+
+def app(tally: Tally) -> None:
+    """The API on real Postgres, PgBouncer and Redis (machine of `make dev`)."""
     with fleet_of(tally, "dev", ["ansible-playbook", "-i", "inventories/dev", "ansible/dev.yml"]):
         run(tally, "app", ["ansible/bin/dev", "exec", "pytest", "app/tests/integration"])
         run(tally, "postgres", ["ansible/bin/dev", "exec", "pytest", "tests/postgres"])
@@ -183,8 +208,8 @@ def main(names: list[str]) -> int:
     REPORTS.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] = f"{REPOSITORY / '.venv/bin'}:{os.environ['PATH']}"
     layers = {
-        "check": check, "machines": machines, "recover": recover, "packages": packages, "roles": roles, "app": app,
-        "fleet": fleet, "alerts": alerts, "full": full,
+        "check": check, "parts": parts, "machines": machines, "recover": recover, "packages": packages,
+        "artefacts": artefacts, "roles": roles, "app": app, "fleet": fleet, "alerts": alerts, "full": full,
     }  # fmt: skip
     tally = Tally()
     for name in names:
