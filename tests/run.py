@@ -165,7 +165,7 @@ def fleet(tally: Tally) -> None:
         # Every other test would only wait for a fleet that is not there.
         if not run(tally, "up", ["pytest", "tests/fleet/test_0_up.py"]):
             return
-        run(tally, "fleet", ["pytest", "tests/fleet", "--ignore=tests/fleet/test_0_up.py"])
+        run(tally, "fleet", ["pytest", "tests/fleet", "--ignore=tests/fleet/test_0_up.py", "-m", "not long"])
         alerts(tally)
         run(tally, "recoveries", ["pytest", "-s", *RECOVERIES, "-m", "not long"])
         run(tally, "rollouts", ["pytest", "tests/drills/test_rollout.py", "-m", "not long"])
@@ -180,6 +180,7 @@ def full(tally: Tally) -> None:
     """What is long and rarely breaks: the data tier's roles on three machines, all alerts, recoveries and rollouts."""
     run(tally, "roles ha", ["env", "SCENARIO=ha", "pytest", "tests/molecule"])
     with fleet_of(tally, "local", ["make", "up"]):
+        run(tally, "fleet long", ["pytest", "tests/fleet", "-m", "long"])
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
         run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
         run(tally, "recoveries long", ["pytest", "-s", *RECOVERIES, "-m", "long"])

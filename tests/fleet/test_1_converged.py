@@ -1,17 +1,10 @@
-"""site.yml is safe at any hour, and the API tells its story through the edge."""
+"""Nothing differs from what git says, and the API tells its story through the edge (a second run: test_3_faults.py)."""
 
 import httpx
 import pytest
 
 from lib.fleet import Fleet
 from lib.waiting import wait_for
-
-
-def test_a_second_run_changes_nothing_and_restarts_nothing(healthy: Fleet) -> None:
-    before = healthy.unit_starts()
-    result = healthy.playbook("site.yml")
-    assert result.changed == 0, result.output[-4000:]
-    assert healthy.unit_starts() == before
 
 
 def test_check_mode_on_a_converged_fleet_finds_nothing(healthy: Fleet) -> None:

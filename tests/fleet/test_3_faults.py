@@ -71,7 +71,7 @@ def test_the_api_answers_while_redis_fails_over(healthy: Fleet, api: httpx.Clien
     register_and_login(api)
 
 
-def test_site_keeps_the_leaders_that_failovers_made(healthy: Fleet) -> None:
+def test_a_second_run_changes_nothing_and_keeps_the_leaders_that_failovers_made(healthy: Fleet) -> None:
     before = healthy.status()[1]
     starts = healthy.unit_starts()
     result = healthy.playbook("site.yml")
@@ -103,6 +103,8 @@ def test_a_killed_pooler_is_back_within_a_second(healthy: Fleet, user: dict[str,
     assert lost(history, stored(healthy, user, history)) == []
 
 
+# With `host-replace` instead of site.yml: tests/drills/test_recover_data.py.
+@pytest.mark.long
 def test_a_data_host_made_anew_rejoins_with_one_run(healthy: Fleet, api: httpx.Client, user: dict[str, str]) -> None:
     created = api.post("/v1/artifacts", json={"name": "keep", "text": "before the loss"}, headers=user).json()["id"]
     status = healthy.status()[1]
