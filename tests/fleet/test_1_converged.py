@@ -7,6 +7,7 @@ from lib.fleet import Fleet
 from lib.waiting import wait_for
 
 
+@pytest.mark.long
 def test_check_mode_on_a_converged_fleet_finds_nothing(healthy: Fleet) -> None:
     result = healthy.playbook("site.yml", "--check", "--diff")
     assert result.changed == 0, result.output[-4000:]
