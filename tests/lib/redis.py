@@ -7,6 +7,8 @@ CLIENT = "redis-cli --tls --cacert /etc/arches/tls/ca.crt --user admin --no-auth
 
 def redis(fleet: Fleet, host: str, *commands: str) -> list[str]:
     """What the Redis of a host answers to commands, line by line; errors are answers, too."""
-    secret = fleet.variables[host]["vault_redis_admin_password"]
+    secret = (fleet.state / "secrets" / "redis_admin").read_text().strip()
     ask = f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; {CLIENT}"
-    return fleet.ssh(host, ask, stdin="\n".join([str(secret), *commands, ""])).stdout.splitlines()
+    answers = fleet.ssh(host, ask, stdin="\n".join([secret, *commands, ""])).stdout.splitlines()
+    assert "NOAUTH Authentication required." not in answers, f"{host} does not know the administrator"
+    return answers
