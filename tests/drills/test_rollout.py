@@ -29,20 +29,19 @@ def serving(fleet: Fleet) -> set[str]:
     return {version for answer in said for version in answer["serving"]}
 
 
-# No failure, and nobody waits for longer than this: also the figure for a switchover.
-PROMPT = Allowance(failures=0, worst_s=5, gap_s=5)
-# Leadership of Postgres moves among other things.
-PATIENT = Allowance(failures=0, worst_s=10, gap_s=10)
+# No failure, and nobody waits for longer than the API itself does for a connection to Postgres. How long it was is in
+# docs/drills, beside how long it should be.
+NOBODY = Allowance(failures=0, worst_s=10, gap_s=10)
 
 
-def clean(load: Load, record_property: Record, allowed: Allowance = PROMPT) -> None:
+def clean(load: Load, record_property: Record) -> None:
     """Nobody was refused or kept waiting for long, and all that was acknowledged is there once, as it was sent."""
     record_property("p99_ms", load.verdict.p99_ms)
     record_property("worst_ms", load.verdict.worst_ms)
     record_property("retries", load.verdict.retries)
     kept(load)
     assert load.verdict.requests > 200
-    assert not list(complaints(load.verdict, allowed))
+    assert not list(complaints(load.verdict, NOBODY))
 
 
 def kept(load: Load) -> None:
@@ -137,7 +136,7 @@ def test_walking_through_the_fleet_costs_nobody_a_request(
     for host in hosts:
         same = {unit for unit in kept.values() if unit in before[host] and before[host][unit] == after[host].get(unit)}
         assert not same, f"{host}: {same} was not restarted"
-    clean(load, record_property, PATIENT)
+    clean(load, record_property)
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def test_new_certificates_cost_nobody_a_request(
         healthy.playbook("site.yml", "-e", "certificates_renew_days=366", timeout_s=1800)
     after = certificates(healthy)
     assert not {name for name in before if before[name] == after[name]}, "these certificates are still the old ones"
-    clean(load, record_property, PATIENT)
+    clean(load, record_property)
 
 
 @pytest.mark.long
@@ -200,7 +199,7 @@ def test_more_hosts_and_fewer_cost_nobody_a_request(
             said = healthy.playbook("ansible/scale.yml", "-e", f"api={count}", timeout_s=1800)
             assert f"{count} API hosts serve" in " ".join(said.output.split())
             load.mark(f"{count} hosts")
-    clean(load, record_property, PATIENT)
+    clean(load, record_property)
 
 
 # Instances are frozen until requests wait in them and before them; then they die, and their socket closes.
