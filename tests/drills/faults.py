@@ -22,6 +22,7 @@ class Fault:
     :param gap_s: longest time without an acknowledged write.
     :param failures: requests that may fail in the sense of drills/rollout/judge.py.
     :param lasts_s: how long it lasts at least, in seconds.
+    :param heals: whether writes go on while it lasts.
     :param prepare: what must be so before, without anybody at work; returns what undoes it.
     """
 
@@ -29,6 +30,7 @@ class Fault:
     gap_s: float
     failures: int
     lasts_s: float = 15
+    heals: bool = True
     prepare: Callable[[Fleet], Undo] = lambda _: lambda: None
 
 
@@ -148,9 +150,11 @@ FAULTS = {
     "host-cut-off-from-peers": Fault(
         machine("partitioned", "-e", "peers_only=true"), gap_s=40, failures=600, lasts_s=30,
     ),
-    # It hears its standbys and they do not hear it.
+    # It hears its standbys and they do not hear it. It renews its lease with the other members of etcd, and takes it
+    # again whenever the watchers end it: somebody must switch the host off.
     "host-mute": Fault(
-        on(postgres, drop("output", "5432, 8008, 2379, 2380", "sport"), CUT), gap_s=40, failures=600, lasts_s=30,
+        on(postgres, drop("output", "5432, 8008, 2379, 2380", "sport"), CUT),
+        gap_s=60, failures=2000, lasts_s=30, heals=False,
     ),
     "etcd-leader-lost": Fault(on(etcd, "systemctl stop etcd", "systemctl start etcd"), gap_s=2, failures=0),
     "etcd-majority-lost": Fault(

@@ -27,9 +27,9 @@ What faults, recoveries and rollouts cost on the local fleet, measured by a clie
 median of the runs and, behind it, the worst. A failure is what a conforming client sees after one retry. Nothing that
 was acknowledged was lost, doubled or changed, or the drill had failed.
 
-What they should cost on two cores that do nothing else: postmaster killed, 3 s; Redis' leader lost, 5 s; the leader's host
-lost, 10 s and 30 failed requests; the worst latency of a planned switchover, 5 s; a data host replaced, 120 s; the whole
-fleet rebuilt, 10 minutes. Planned work and good releases: no failure at all.
+What they should cost on two cores that do nothing else: postmaster killed, 3 s; Redis' leader lost, 5 s; the leader's
+host lost, 10 s and 30 failed requests; the worst latency of a planned switchover, 5 s; a data host replaced, 120 s; the
+whole fleet rebuilt, 10 minutes. Planned work and good releases: no failure at all.
 
 All machines share one computer: what was written before a machine was killed is in its page cache, so a disk that lies
 about fsync was not tried.

@@ -21,6 +21,7 @@ METRICS = "/var/lib/prometheus/node-exporter/arches-prover.prom"
 OBJECTS = "/var/lib/versitygw/store/objects"
 STORE = f"{OBJECTS}/backups/pgbackrest"
 DROP_IN = "/run/systemd/system/arches-prover.service.d"
+HOLD = "/opt/hold"
 CHECKS = ["backup", "wal", "canary", "rows", "vector", "structure"]
 # Longer than any proof here takes on a busy computer.
 LONG_S = 120
@@ -77,15 +78,49 @@ def metrics(host: Host) -> dict[str, float]:
 
 
 @contextmanager
-def environment(host: Host, option: str, value: str) -> Iterator[None]:
-    """The service has another setting of pgBackRest, for a while."""
+def environment(host: Host, option: str, value: str, **more: str) -> Iterator[None]:
+    """The service has another setting of pgBackRest, for a while, and more variables."""
     name = option.replace("-", "_").upper()
-    lines = f"Environment=PGBACKREST_{name}={value}\n"
+    variables = {f"PGBACKREST_{name}": value, **more}
+    lines = "".join(f"Environment={name}={value}\n" for name, value in variables.items())
     feed(host, f"mkdir -p {DROP_IN} && cat > {DROP_IN}/test.conf && systemctl daemon-reload", f"[Service]\n{lines}")
     try:
         yield
     finally:
         feed(host, f"rm -r {DROP_IN} && systemctl daemon-reload")
+
+
+# Stands still where the variable HELD says until there is a file `go`: in the middle of a restore, or before a segment.
+STANDS = f"""#!/bin/sh
+case " $* " in
+*" $HELD "*) ;;
+*) exec /usr/bin/pgbackrest "$@" ;;
+esac
+if [ "$HELD" = restore ]; then
+  /usr/bin/pgbackrest "$@" &
+  until [ -e {SCRATCH}/data/base ] || ! kill -0 $!; do :; done
+  kill -STOP $!
+fi
+touch /run/arches-prover/held
+until [ -e {HOLD}/go ]; do sleep 0.1; done
+[ "$HELD" = restore ] || exec /usr/bin/pgbackrest "$@"
+kill -CONT $!
+wait $!
+"""
+
+
+@contextmanager
+def held(host: Host, verb: str) -> Iterator[None]:
+    """An attempt stands still at this command of pgBackRest, which loses patience with the store after a second."""
+    feed(host, f"rm -rf {HOLD}; mkdir {HOLD}; cat > {HOLD}/pgbackrest; chmod 755 {HOLD}/pgbackrest", STANDS)
+    with environment(host, "io-timeout", "1", PATH=f"{HOLD}:/usr/local/bin:/usr/bin:/bin", HELD=verb):
+        host.check_output("systemctl start --no-block arches-prover")
+        wait_for("it is at it", lambda: host.file("/run/arches-prover/held").exists, LONG_S)
+        try:
+            yield
+        finally:
+            host.check_output("touch %s/go", HOLD)
+            wait_for("the service has ended", lambda: ended(host), LONG_S)
 
 
 @contextmanager
@@ -305,35 +340,29 @@ def test_every_check_speaks_and_can_fail(host: Host) -> None:
 
 def test_a_store_that_comes_back_is_waited_for(host: Host) -> None:
     """It stops in the middle of the restore."""
-    caught = "until pid=$(pgrep -f '^pgbackrest .*restore'); do :; done; kill -STOP $pid"
-    with environment(host, "io-timeout", "1"):
-        feed(
-            host,
-            f"systemctl start --no-block arches-prover; {caught}; systemctl stop arches-versitygw; kill -CONT $pid",
-        )
+    said = "journalctl -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID arches-prover)"
+    with held(host, "restore"):
+        host.check_output("systemctl stop arches-versitygw")
         try:
-            said = "journalctl -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID arches-prover)"
+            host.check_output("touch %s/go", HOLD)
             wait_for("the store is missed", lambda: "trying again" in host.check_output(said), LONG_S)
         finally:
             host.check_output("systemctl start arches-versitygw")
-        wait_for("the service has ended", lambda: ended(host), LONG_S)
-    made = report(host)
-    assert made["proven"], made
+    assert report(host)["proven"], report(host)
     assert left_over(host) == ("", "")
 
 
 def test_a_store_that_falls_silent_while_wal_is_replayed_ends_nothing_early(host: Host) -> None:
     """It takes connections and says nothing: that is not the end of the archive."""
     archive_now()
-    log = "/run/arches-prover/postgres.log"
-    freeze = f"until test -e {log}; do :; done; systemctl kill -s STOP arches-versitygw"
-    with environment(host, "io-timeout", "1"):
-        feed(host, f"systemctl start --no-block arches-prover; {freeze}")
+    missed = "grep 'trying again' /run/arches-prover/postgres.log"
+    with held(host, "archive-get"):
+        host.check_output("systemctl kill -s STOP arches-versitygw")
         try:
-            wait_for("the store is missed", lambda: host.run(f"grep 'trying again' {log}").rc == 0, LONG_S)
+            host.check_output("touch %s/go", HOLD)
+            wait_for("the store is missed", lambda: host.run(missed).rc == 0, LONG_S)
         finally:
             host.check_output("systemctl kill -s CONT arches-versitygw")
-        wait_for("the service has ended", lambda: ended(host), LONG_S)
     assert report(host)["proven"], report(host)
     assert left_over(host) == ("", "")
 
