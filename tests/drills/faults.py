@@ -76,6 +76,19 @@ def power(fleet: Fleet) -> Undo:
     return lambda: None
 
 
+def store_away(fleet: Fleet) -> Undo:
+    """The object store stops; a backup that was due meanwhile has failed, and is made up for."""
+    back = on(first("ops"), "systemctl stop arches-versitygw", "systemctl start arches-versitygw")(fleet)
+    due = "if systemctl --quiet is-failed arches-backup@due; then systemctl start arches-backup@due; fi"
+
+    def undo() -> None:
+        back()
+        for host in fleet.groups["data"]:
+            fleet.ssh(host, due, timeout_s=300)
+
+    return undo
+
+
 WAL = "/var/lib/postgresql/17/arches/pg_wal"
 BALLAST = f"{WAL}/ballast"
 
@@ -160,10 +173,7 @@ FAULTS = {
     "etcd-majority-lost": Fault(
         on(etcd_majority, "systemctl stop etcd", "systemctl start etcd"), gap_s=5, failures=0, lasts_s=60,
     ),
-    "store-away": Fault(
-        on(first("ops"), "systemctl stop arches-versitygw", "systemctl start arches-versitygw"),
-        gap_s=2, failures=0, lasts_s=180,
-    ),
+    "store-away": Fault(store_away, gap_s=5, failures=0, lasts_s=180),
     "wal-full": Fault(fill_wal, gap_s=40, failures=600, lasts_s=30, prepare=wal_on_a_small_disk),
     "redis-killed": Fault(on(redis, "systemctl kill --signal=KILL redis-server"), gap_s=5, failures=0),
     "redis-hung": Fault(

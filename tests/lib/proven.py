@@ -15,7 +15,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARKS = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches")) / "proven"
 HOLDS_S = 7 * 86400
-# No scenario reads these. Everything else counts, also what few of them read: rather too much is proven than too little.
+# No scenario reads these. Everything else counts, also what few of them read: too much is proven, not too little.
 APART = re.compile(
     r"(docs|\.github|\.ci|ansible/(bin|recover)|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/"
     r"|(.*\.md|Makefile|site\.yml|tests/run\.py|ansible/\w+\.yml)$"
