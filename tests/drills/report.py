@@ -1,11 +1,12 @@
 """Writes docs/drills/ from what drills have left in results/: one page with tables, and a plot of each fault.
 
-    python -m drills.report     (in tests/; `make drills-report`)
+    python -m drills.report     (in tests/; `make drills-report NOTE="what else the computer did"`)
 
 A drill's runs are told apart by the number at the end of their names; figures are the median of them and the worst.
 """
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -88,7 +89,8 @@ def main() -> None:
     PAGE.mkdir(parents=True, exist_ok=True)
     for old in PAGE.glob("*.svg"):
         old.unlink()
-    parts = [HEAD, *loaded("Faults", "faults"), *loaded("Rollouts and planned work", "rollout"), *recovered()]
+    note = os.environ.get("NOTE", "")
+    parts = [HEAD, f"\n{note}\n" if note else "", *loaded("Faults", "faults"), *loaded("Rollouts and planned work", "rollout"), *recovered()]
     plots = sorted((RESULTS / "faults").glob("*-0.svg"))
     if plots:
         parts.append("\n## Latency around each fault\n")
