@@ -90,7 +90,8 @@ def main() -> None:
     for old in PAGE.glob("*.svg"):
         old.unlink()
     note = os.environ.get("NOTE", "")
-    parts = [HEAD, f"\n{note}\n" if note else "", *loaded("Faults", "faults"), *loaded("Rollouts and planned work", "rollout"), *recovered()]
+    parts = [HEAD, f"\n{note}\n" if note else ""]
+    parts += [*loaded("Faults", "faults"), *loaded("Rollouts and planned work", "rollout"), *recovered()]
     plots = sorted((RESULTS / "faults").glob("*-0.svg"))
     if plots:
         parts.append("\n## Latency around each fault\n")
