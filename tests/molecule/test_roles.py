@@ -40,7 +40,7 @@ def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
 def told(output: str) -> str:
     """What Molecule prints of a failure, without its frames and colours, from the first word of it."""
     lines = [COLOUR.sub("", line).lstrip(" │") for line in output.splitlines()]
-    starts = (at for at, line in enumerate(lines) if re.match(r"=+ (FAILURES|ERRORS) =+|(fatal|ERROR)\b", line))
+    starts = (at for at, line in enumerate(lines) if re.match(r"=+ (FAILURES|ERRORS)\b|(fatal|ERROR)\b", line))
     return "\n".join(lines[next(starts, 0) :])[-6000:]
 
 

@@ -90,29 +90,20 @@ def environment(host: Host, option: str, value: str, **more: str) -> Iterator[No
         feed(host, f"rm -r {DROP_IN} && systemctl daemon-reload")
 
 
-# Stands still where the variable HELD says until there is a file `go`: in the middle of a restore, or before a segment.
-STANDS = f"""#!/bin/sh
-case " $* " in
-*" $HELD "*) ;;
-*) exec /usr/bin/pgbackrest "$@" ;;
+# Waits before the command that the variable HELD names until there is a file `go`.
+WAITS = f"""#!/bin/sh
+case " $* " in *" $HELD "*)
+  touch /run/arches-prover/held
+  until [ -e {HOLD}/go ]; do sleep 0.1; done
 esac
-if [ "$HELD" = restore ]; then
-  /usr/bin/pgbackrest "$@" &
-  until [ -e {SCRATCH}/data/base ] || ! kill -0 $!; do :; done
-  kill -STOP $!
-fi
-touch /run/arches-prover/held
-until [ -e {HOLD}/go ]; do sleep 0.1; done
-[ "$HELD" = restore ] || exec /usr/bin/pgbackrest "$@"
-kill -CONT $!
-wait $!
+exec /usr/bin/pgbackrest "$@"
 """
 
 
 @contextmanager
 def held(host: Host, verb: str) -> Iterator[None]:
-    """An attempt stands still at this command of pgBackRest, which loses patience with the store after a second."""
-    feed(host, f"rm -rf {HOLD}; mkdir {HOLD}; cat > {HOLD}/pgbackrest; chmod 755 {HOLD}/pgbackrest", STANDS)
+    """An attempt waits before this command of pgBackRest, which loses patience with the store after a second."""
+    feed(host, f"rm -rf {HOLD}; mkdir {HOLD}; cat > {HOLD}/pgbackrest; chmod 755 {HOLD}/pgbackrest", WAITS)
     with environment(host, "io-timeout", "1", PATH=f"{HOLD}:/usr/local/bin:/usr/bin:/bin", HELD=verb):
         host.check_output("systemctl start --no-block arches-prover")
         wait_for("it is at it", lambda: host.file("/run/arches-prover/held").exists, LONG_S)
@@ -136,15 +127,14 @@ def settings(host: Host, **changes: Any) -> Iterator[None]:
 
 @contextmanager
 def damaged(host: Host, file: str) -> Iterator[None]:
-    """The middle of a file of the store is something else, for a while."""
-    overwrite = (
-        f"dd of={shlex.quote(file)} bs=64 conv=notrunc status=none seek=$(($(stat -c %s {shlex.quote(file)}) / 128))"
-    )
-    feed(host, f"cp --preserve=all {shlex.quote(file)} /var/tmp/whole && head -c 64 /dev/zero | {overwrite}")
+    """The beginning of a file of the store is something else, for a while: what lies further on may mean nothing."""
+    path = shlex.quote(file)
+    overwrite = f"head -c 64 /dev/zero | dd of={path} bs=64 seek=1 conv=notrunc status=none"
+    feed(host, f"cp --preserve=all {path} /var/tmp/whole && {overwrite}")
     try:
         yield
     finally:
-        feed(host, f"dd if=/var/tmp/whole of={shlex.quote(file)} conv=notrunc status=none && rm /var/tmp/whole")
+        feed(host, f"dd if=/var/tmp/whole of={path} conv=notrunc status=none && rm /var/tmp/whole")
 
 
 @contextmanager
@@ -339,7 +329,7 @@ def test_every_check_speaks_and_can_fail(host: Host) -> None:
 
 
 def test_a_store_that_comes_back_is_waited_for(host: Host) -> None:
-    """It stops in the middle of the restore."""
+    """It has told of the backup, and is gone when its files are asked for."""
     said = "journalctl -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID arches-prover)"
     with held(host, "restore"):
         host.check_output("systemctl stop arches-versitygw")
