@@ -156,12 +156,12 @@ FAULTS = {
     "postmaster-killed": Fault(on(postgres, POSTMASTER % "KILL"), gap_s=8, failures=60),
     "leader-frozen": Fault(
         on(postgres, "systemctl kill --signal=STOP patroni", "systemctl kill --signal=CONT patroni"),
-        gap_s=35, failures=400, lasts_s=30,
+        gap_s=15, failures=60, lasts_s=30,
     ),
-    "host-lost": Fault(machine("killed"), gap_s=35, failures=400, lasts_s=30),
-    "host-cut-off": Fault(machine("partitioned"), gap_s=35, failures=400, lasts_s=30),
+    "host-lost": Fault(machine("killed"), gap_s=15, failures=60, lasts_s=30),
+    "host-cut-off": Fault(machine("partitioned"), gap_s=15, failures=60, lasts_s=30),
     "host-cut-off-from-peers": Fault(
-        machine("partitioned", "-e", "peers_only=true"), gap_s=40, failures=600, lasts_s=30,
+        machine("partitioned", "-e", "peers_only=true"), gap_s=25, failures=60, lasts_s=30,
     ),
     # It hears its standbys and they do not hear it. It renews its lease with the other members of etcd, and takes it
     # again whenever the watchers end it: somebody must switch the host off.
