@@ -12,14 +12,12 @@ import time
 from functools import cache
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from lib.fleet import REPOSITORY
+
 MARKS = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches")) / "proven"
 HOLDS_S = 7 * 86400
 # No scenario reads these. Everything else counts, also what few of them read: too much is proven, not too little.
-APART = re.compile(
-    r"(docs|\.github|\.ci|ansible/(bin|recover)|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/"
-    r"|(.*\.md|Makefile|site\.yml|tests/run\.py|ansible/\w+\.yml)$"
-)
+APART = re.compile(r"(docs|\.github|\.ci|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/|.*\.md$")
 
 
 @cache

@@ -17,7 +17,8 @@ def checkout(tmp_path: Path) -> Path:
         "roles/redis/tasks/main.yml",
         "docs/page.md",
         "ansible/plugins/modules/pool.py",
-        "ansible/recover/a.yml",
+        "ansible/release.yml",
+        "inventories/local/hosts.yml",
     ):
         file = tmp_path / name
         file.parent.mkdir(parents=True)
@@ -32,8 +33,10 @@ def checkout(tmp_path: Path) -> Path:
         ("roles/redis/tasks/main.yml", True),
         ("roles/redis/tasks/new.yml", True),
         ("ansible/plugins/modules/pool.py", True),
+        # Scenarios run playbooks, too.
+        ("ansible/release.yml", True),
         ("docs/page.md", False),
-        ("ansible/recover/a.yml", False),
+        ("inventories/local/hosts.yml", False),
     ],
 )
 def test_what_a_scenario_reads_counts(checkout: Path, name: str, counts: bool) -> None:

@@ -11,14 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from lib.proven import REPOSITORY, proven, remember
+from lib.fleet import REPOSITORY
+from lib.proven import proven, remember
 
 SCENARIO = os.environ.get("SCENARIO", "default")
 ALL = sorted(path.parents[2].name for path in REPOSITORY.glob(f"roles/*/molecule/{SCENARIO}/molecule.yml"))
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CHOSEN = os.environ.get("ROLES", "").split()
 ROLES = CHOSEN or ALL
-PROVEN = {role: at for role in ALL if role not in CHOSEN and (at := proven(role, SCENARIO))}
+PROVEN = {role: at for role in ROLES if not CHOSEN and (at := proven(role, SCENARIO))}
 
 
 def scenario(role: str) -> subprocess.CompletedProcess[str]:
