@@ -143,7 +143,7 @@ drill: environment ## Make parts of the running local fleet fail under load: mak
 	FAULTS="$(NAME)" pytest -s tests/drills/test_faults.py
 
 drills-report: environment ## Write docs/drills from what drills have left in results/ (NOTE="what else the computer did")
-	@cd tests && python -m drills.report
+	cd tests && python -m drills.report
 
 test-full: environment ## Everything, with what is long and rarely breaks
 	FRESH=1 python tests/run.py check parts roles app fleet full

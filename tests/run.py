@@ -122,7 +122,7 @@ def parts(tally: Tally) -> None:
         for layer in (machines, packages, artefacts):
             layer(tally)
 
-    lanes(tally, short, lambda: recover(tally))
+    lanes(tally, short, partial(recover, tally))
 
 
 def machines(tally: Tally) -> None:

@@ -9,6 +9,7 @@ import shlex
 
 from lib.drill import ALONE, RULE_FILE, Act, Drill, Lowered, monitoring_host, nothing, remove_series, write_series
 from lib.fleet import Fleet
+from lib.postgres import sql
 from lib.redis import redis
 from lib.waiting import wait_for
 from lib.webhook import REFUSED
@@ -152,8 +153,8 @@ def stop_archiving(fleet: Fleet) -> None:
 
 def damage_page(fleet: Fleet) -> None:
     """A page of a table of its own is overwritten on the leader's disk, and read."""
-    first = leader(fleet, "postgres")
-    made = (
+    sql(
+        fleet,
         "CREATE EXTENSION IF NOT EXISTS pg_buffercache",
         "DROP TABLE IF EXISTS drill_page",
         "CREATE TABLE drill_page AS SELECT generate_series(1, 1000) AS id",
@@ -162,8 +163,8 @@ def damage_page(fleet: Fleet) -> None:
         "SELECT pg_buffercache_evict(bufferid) FROM pg_buffercache"
         " WHERE relfilenode = pg_relation_filenode('drill_page')",
     )
-    fleet.ssh(first, PSQL + " -c ".join(shlex.quote(statement) for statement in made))
-    file = f"$({PSQL} \"SELECT current_setting('data_directory') || '/' || pg_relation_filepath('drill_page')\")"
+    file = sql(fleet, "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('drill_page')")
+    first = leader(fleet, "postgres")
     fleet.ssh(first, f"dd if=/dev/urandom of={file} bs=8192 seek=1 count=1 conv=notrunc status=none")
     read = fleet.ssh(first, f"{PSQL} 'SELECT count(*) FROM drill_page'", check=False)
     assert "invalid page in block 1" in read.stderr, read

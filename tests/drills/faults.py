@@ -89,7 +89,8 @@ def store_away(fleet: Fleet) -> Undo:
     return undo
 
 
-WAL = "/var/lib/postgresql/17/arches/pg_wal"
+DATA = "/var/lib/postgresql/17/arches"
+WAL = f"{DATA}/pg_wal"
 BALLAST = f"{WAL}/ballast"
 
 
@@ -142,7 +143,7 @@ def first(group: str) -> Callable[[Fleet], list[str]]:
     return lambda fleet: fleet.groups[group][:1]
 
 
-POSTMASTER = "kill -%s $(head -1 /var/lib/postgresql/17/arches/postmaster.pid)"
+POSTMASTER = f"kill -%s $(head -1 {DATA}/postmaster.pid)"
 SILENT = "nft -f - <<< 'table inet drill { chain %s { type filter hook %s priority -200; tcp %s { %s } drop; }; }'"
 CUT = "nft delete table inet drill"
 

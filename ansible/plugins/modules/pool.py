@@ -63,6 +63,11 @@ def psql(
     return list(csv.DictReader(done.stdout.splitlines()))
 
 
+def longest_wait_s(queues: t.Iterable[t.Mapping[str, str]]) -> int:
+    """For how long the first in any of these queues has waited, in whole seconds."""
+    return max((int(row["maxwait"]) for row in queues), default=0)
+
+
 class Pool:
     """One database of this host's PgBouncer."""
 
@@ -103,26 +108,25 @@ class Pool:
                 raise
         deadline = time.monotonic() + DRAINED_S
         # Impatience would hit those who have waited through the pause and come only now to their turn.
-        while self.longest_wait_s() >= 1 and time.monotonic() < deadline:
+        while longest_wait_s(self.queues()) >= 1 and time.monotonic() < deadline:
             time.sleep(POLL_S)
         self.tell("RELOAD")
         self._disarm()
 
-    def longest_wait_s(self) -> int:
-        """For how long the first in the queue has waited, in whole seconds. Raises PoolError."""
-        pools = self.tell("SHOW POOLS")
-        return max((int(row["maxwait"]) for row in pools if row["database"] == self.database), default=0)
+    def queues(self) -> list[dict[str, str]]:
+        """What the console says of the database's pools, one for each user. Raises PoolError."""
+        return [row for row in self.tell("SHOW POOLS") if row["database"] == self.database]
 
     def asked(self) -> dict[str, int | bool]:
         """How the pool is. Raises PoolError."""
-        of_users = [row for row in self.tell("SHOW POOLS") if row["database"] == self.database]
+        queues = self.queues()
         (entry,) = (row for row in self.tell("SHOW DATABASES") if row["name"] == self.database)
         return {
             "paused": entry["paused"] == "1",
             "size": int(entry["pool_size"]),
-            "working": sum(int(row["sv_active"]) for row in of_users),
-            "waiting": sum(int(row["cl_waiting"]) for row in of_users),
-            "longest_wait_s": max((int(row["maxwait"]) for row in of_users), default=0),
+            "working": sum(int(row["sv_active"]) for row in queues),
+            "waiting": sum(int(row["cl_waiting"]) for row in queues),
+            "longest_wait_s": longest_wait_s(queues),
         }
 
     def _arm(self, at_most_s: int) -> None:
