@@ -34,8 +34,7 @@ def cost_of(fleet: Fleet, fault: Fault, name: str, folder: Path) -> Load:
         try:
             load.mark("it is so")
             load.steady(fault.lasts_s)
-            if fault.heals:
-                wait_for("writes go on", lambda: write("probe")[0] == "ok", timeout_s=120)
+            wait_for("writes go on", lambda: write("probe")[0] == "ok", timeout_s=120)
         finally:
             undo()
         load.mark("over")
