@@ -21,7 +21,7 @@ def checkout(tmp_path: Path) -> Path:
         "inventories/local/hosts.yml",
     ):
         file = tmp_path / name
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("before")
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     return tmp_path
