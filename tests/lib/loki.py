@@ -47,8 +47,8 @@ class Loki:
         return json.loads(body)
 
     def ready(self) -> bool:
-        """Whether it takes and finds lines."""
-        body, _, status = self._curl(curl_command(f"{self._url}/ready"), "").rpartition("\n")
+        """Whether it takes and finds lines. One that does not listen yet is not ready: curl gives it status 000."""
+        body, _, status = self._curl(f"{curl_command(f'{self._url}/ready')} || true", "").rpartition("\n")
         return status == "200" and body.strip() == "ready"
 
     def lines(self, query: str, since_s: int = 3600) -> list[Line]:
