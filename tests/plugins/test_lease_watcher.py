@@ -28,6 +28,7 @@ class World:
         self.keys = {"/service/arches/leader": HOLDER, "/service/arches/config": "{}"}
         self.revisions = dict.fromkeys(self.keys, 1)
         self.revision = 1
+        self.lease = LEASE
         self.revoked: list[str] = []
         self.etcd_silent = {HOLDER}
         self.rest: dict[str, int] = dict.fromkeys(OTHERS, 0)
@@ -36,6 +37,8 @@ class World:
         self.asking = ""
         self.watchers: list[Any] = []
         self.ended = False
+        # With it: whoever lost a lease takes another one at once.
+        self.takes_again = False
 
     def put(self, key: str, value: str) -> None:
         """Write a key."""
@@ -56,12 +59,14 @@ class World:
             raise watcher.Unknown(f"etcd on {address}: no such lease")
         elif path == "/v3/lease/revoke":
             self.revoked.append(body["ID"])
+            if self.takes_again:
+                self.lease = str(int(body["ID"]) + 1)
         return {"ID": "1"}
 
     def below(self, prefix: str) -> list[dict[str, str]]:
         """Keys with a prefix."""
         return [
-            {"key": encoded(k), "value": encoded(v), "lease": LEASE, "mod_revision": str(self.revisions[k])}
+            {"key": encoded(k), "value": encoded(v), "lease": self.lease, "mod_revision": str(self.revisions[k])}
             for k, v in self.keys.items()
             if k.startswith(prefix)
         ]
@@ -258,3 +263,40 @@ def test_a_leader_that_comes_back_starts_the_count_anew(world: World) -> None:
     world.rest = dict.fromkeys(OTHERS, 0)
     watch.poll(POLLS - 1)
     assert world.revoked == []
+
+
+FAILOVER = "/service/arches/failover"
+
+
+def test_a_leader_that_takes_its_lease_again_and_is_not_heard_is_asked_to_step_down(world: World) -> None:
+    world.takes_again = True
+    watch = Watch(world)
+    watch.poll(1 + POLLS + 2)
+    assert set(world.revoked) == {LEASE}
+    assert FAILOVER not in world.keys
+    watch.poll(1 + POLLS + 2)
+    assert json.loads(world.keys[FAILOVER]) == {"leader": HOLDER}
+    assert set(world.revoked) == {LEASE}
+
+
+def test_a_leader_that_was_heard_since_is_a_new_case(world: World) -> None:
+    world.takes_again = True
+    watch = Watch(world)
+    watch.poll(1 + POLLS + 2)
+    world.rest = dict.fromkeys(OTHERS, 200)
+    watch.poll(2)
+    world.rest = dict.fromkeys(OTHERS, 0)
+    watch.poll(1 + POLLS + 2)
+    assert set(world.revoked) == {LEASE, str(int(LEASE) + 1)}
+    assert FAILOVER not in world.keys
+
+
+def test_after_another_leader_it_is_a_new_case(world: World) -> None:
+    world.takes_again = True
+    watch = Watch(world)
+    watch.poll(1 + POLLS + 2)
+    world.put("/service/arches/leader", "data2")
+    watch.poll(1)
+    world.put("/service/arches/leader", HOLDER)
+    watch.poll(2 + POLLS + 2)
+    assert FAILOVER not in world.keys

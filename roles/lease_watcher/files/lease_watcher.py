@@ -12,7 +12,9 @@ nothing can be lost by that:
      is told counts only while it is renewed;
   4. a majority of etcd's members, two at least, agrees on who leads, and the cluster is not paused.
 
-Whatever is not known counts against it. A leader that lives after all takes its lease again.
+Whatever is not known counts against it. A leader that lives after all takes its lease again. When that one is not heard
+either, although it reads what is in etcd (answers are lost on one way), it is asked there to step down: that is what a
+planned switchover does, and loses nothing either.
 """
 
 from __future__ import annotations
@@ -198,6 +200,11 @@ class Etcd:
         said = {"key": text(key), "value": text(json.dumps(value)), "lease": lease}
         post(member, "/v3/kv/put", said, self.context, self.seconds)
 
+    def step_down(self, member: str, leader: str) -> None:
+        """Ask a leader, as `patronictl switchover` does, to let any other member lead. Raises NoAnswer."""
+        said = {"key": text(f"{SCOPE}failover"), "value": text(json.dumps({"leader": leader}))}
+        post(member, "/v3/kv/put", said, self.context, self.seconds)
+
     def revoke(self, lease: str) -> None:
         """End a lease, or find it ended. Raises NoAnswer."""
 
@@ -285,6 +292,8 @@ class Watcher:
         self.pool = concurrent.futures.ThreadPoolExecutor(4)
         self.leader: Leader | None = None
         self.silent = 0
+        # Whose lease was ended, until that one is heard or another one leads.
+        self.ended = ""
         # Of each other member's view: the revision seen last, and when it was first seen to be newer than another.
         self.seen: dict[str, int] = {}
         self.renewed: dict[str, float] = {}
@@ -294,9 +303,15 @@ class Watcher:
         leads, silent = self._ask_leader()
         self.silent = self.silent + 1 if silent else 0
         if leads:
+            self.ended = ""
             return
         found, members = self.etcd.look()
         if found.leader != self.leader:
+            # Silent for so long: one of the watchers has ended that lease.
+            if self.leader and self.silent >= self.settings.polls:
+                self.ended = self.leader.name
+            if found.leader and found.leader.name != self.ended:
+                self.ended = ""
             self.leader, self.silent = found.leader, 0
             self.say(f"{found.leader.name} leads" if found.leader else "nobody leads")
         self._hear(found.views)
@@ -346,6 +361,10 @@ class Watcher:
             else objection(leader, own, fresh, others, self.settings.polls)
         ):
             self.say(f"{leader.name} is silent, its lease stays: {reason}")
+            return
+        if leader.name == self.ended:
+            self.etcd.step_down(members[0], leader.name)
+            self.say(f"{leader.name} has taken its lease again and is silent: it is asked to step down")
             return
         self.etcd.revoke(leader.lease)
         self.say(f"{leader.name} is silent for all and no WAL comes from it: its lease is ended")
