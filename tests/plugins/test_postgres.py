@@ -109,8 +109,12 @@ class FakePatroni(patroni.Patroni):
         return {"members": self.members}
 
     def change(self, method: str, path: str, body: Any, url: str = "") -> Any:
-        """Note who is asked to do what."""
+        """Note who is asked to do what. Without a candidate the last one is the quickest."""
         self.asked.append((url, body["candidate"]))
+        heir = body["candidate"] or self.members[-1]["name"]
+        for member in self.members:
+            role = "leader" if member["name"] == heir else "quorum_standby"
+            member.update(role=role, state="running" if role == "leader" else "streaming")
         return patroni.Response(200, "ok", {})
 
     def in_place(self, synchronous: bool) -> str | None:
@@ -147,6 +151,22 @@ def test_leadership_goes_to_a_restarted_synchronous_standby() -> None:
     )
     assert member.hand_over("a", 1) == "c"
     assert member.asked == [("https://c:8008", "c")]
+
+
+def test_whoever_is_first_leads_when_all_are_alike() -> None:
+    member = FakePatroni(
+        [node("a", "leader", state="running"), node("b", "quorum_standby"), node("c", "quorum_standby", lag=5)]
+    )
+    assert member.hand_over("a", 1) == "c"
+    assert member.asked == [("https://b:8008", None)]
+
+
+def test_a_candidate_that_is_named_leads() -> None:
+    member = FakePatroni(
+        [node("a", "leader", state="running"), node("b", "quorum_standby"), node("c", "quorum_standby")]
+    )
+    assert member.hand_over("a", 1, "b") == "b"
+    assert member.asked == [("https://b:8008", "b")]
 
 
 def test_a_leader_without_a_synchronous_standby_keeps_leading() -> None:

@@ -2,18 +2,21 @@
 
     - name: The pool waits
       pool: {state: paused, database: arches, port: 6432}
-    - name: The pool goes on with the new leader
+    - name: The pool waits until a new leader is there
       pool:
-        state: resumed
+        state: bridged
         database: arches
         port: 6432
         leader: {host: postgres, port: 5000, user: app, password: ..., ca: /etc/arches/tls/ca.crt, not: 203.0.113.31}
+        patroni: https://203.0.113.31:8008
 
 `asked` changes nothing and says how the pool is.
 `paused` returns when no transaction runs any more, or fails and lets the pool go on when one takes longer than
-`within_s`. `resumed` waits until a write by way of `leader` is acknowledged by another server than `not`, and lets the
-pool go on after that; without `leader` at once. Whatever happens to the playbook, systemd lets the pool go on
-`at_most_s` after it was paused.
+`within_s`. `resumed` lets the pool go on.
+`bridged` pauses it, waits until a write by way of `leader` is acknowledged by another server than `not`, and lets it go
+on after that. With `patroni`, the leader's, it pauses in the moment when that is about to stop Postgres, and never when
+it does not. A transaction that takes longer than `within_s` is not waited for then.
+Whatever happens to the playbook, systemd lets the pool go on `at_most_s` after it was paused.
 
 Result: changed, waited_s (until a write was acknowledged), leader (the address that acknowledged it); with `asked` pool
 (paused; size; working and waiting: connections to Postgres in use, clients without one; longest_wait_s) or, when it
@@ -22,26 +25,37 @@ does not answer, why.
 
 from __future__ import annotations
 
+import concurrent.futures
 import csv
 import subprocess
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.json_https import NoAnswer, ask, tls_context
 
 UNIT = "arches-pool-resume"
 SOCKET = "/run/postgresql"
 # A real change that is replicated before it is acknowledged, and leaves nothing behind.
 WRITE = "SELECT host(inet_server_addr()) FROM pg_logical_emit_message(true, 'arches', 'is this written?')"
-POLL_S = 0.1
+POLL_S = 0.25
+# HAProxy holds on for seconds to a connection whose server has gone, while another one would find the next leader: so
+# many are tried at once, each for so long.
+AT_ONCE, HELD_S = 4, 2.0
+# So long it may take a leader to be about to stop after it was asked to.
+STOPS_S = 30.0
 # Who has waited gets a turn within this time after a pause.
-DRAINED_S = 5
-# A pool whose leader works, works within this time.
-WORKS_S = 5.0
+DRAINED_S = 10
+# A pool whose leader works, works within this time; each try waits behind all who have waited.
+WORKS_S, TRY_S = 20.0, 5.0
 
 
 class PoolError(Exception):
     """What is wrong and what to do about it."""
+
+
+class Slow(PoolError):
+    """There was no answer in time."""
 
 
 def psql(
@@ -57,7 +71,7 @@ def psql(
             check=False, user=user,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise PoolError(f"no answer within {seconds:.1f} s") from None
+        raise Slow(f"no answer within {seconds:.1f} s") from None
     if done.returncode:
         raise PoolError(done.stderr.strip() or f"psql ended with {done.returncode}")
     return list(csv.DictReader(done.stdout.splitlines()))
@@ -85,13 +99,20 @@ class Pool:
         """A command on the console. Raises PoolError."""
         return psql(self.console, command, seconds=seconds, user="postgres")
 
-    def pause(self, within_s: float, at_most_s: int) -> None:
-        """Let queries wait. Raises PoolError, and lets them go on, when that is not so within `within_s`."""
+    def pause(self, within_s: float, at_most_s: int, whole: bool = True) -> None:
+        """Let queries wait. When a transaction is not over within `within_s`, they wait all the same, unless `whole`.
+
+        Raises PoolError when they do not wait; then they go on.
+        """
         self._arm(at_most_s)
         try:
             # Who waits on purpose may wait longer than behind an accident.
             self.tell(f"SET query_wait_timeout = {at_most_s + 10}")
-            self.tell(f"PAUSE {self.database}", within_s)
+            try:
+                self.tell(f"PAUSE {self.database}", within_s)
+            except Slow:
+                if whole:
+                    raise
         except PoolError as error:
             self.resume()
             raise PoolError(
@@ -158,16 +179,42 @@ def acknowledged_by(leader: t.Mapping[str, t.Any], database: str, seconds: float
     )
     deadline = time.monotonic() + seconds
     last = "nobody was asked"
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            address = psql(connection, WRITE, seconds=left, password=leader["password"])[0]["host"]
-            if address != leader["not"]:
-                return address
-            last = f"{address} still leads"
-        except PoolError as error:
-            last = str(error)
-        time.sleep(POLL_S)
+    threads = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+    tries: list[concurrent.futures.Future[list[dict[str, str]]]] = []
+    try:
+        while time.monotonic() < deadline:
+            if len(tries) < AT_ONCE:
+                tries.append(threads.submit(psql, connection, WRITE, seconds=HELD_S, password=leader["password"]))
+            time.sleep(POLL_S)
+            for done in [one for one in tries if one.done()]:
+                tries.remove(done)
+                try:
+                    address = done.result()[0]["host"]
+                except PoolError as error:
+                    last = str(error)
+                    continue
+                if address != leader["not"]:
+                    return address
+                last = f"{address} still leads"
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
     raise PoolError(f"No new leader acknowledged a write within {seconds:.0f} s ({last})")
+
+
+def stops(patroni: str, ca: str) -> None:
+    """Wait until Patroni is about to stop the leader, or has done so. Raises PoolError when it does not."""
+    context, deadline = tls_context(ca), time.monotonic() + STOPS_S
+    last = "nobody was asked"
+    while time.monotonic() < deadline:
+        try:
+            said = ask(f"{patroni}/patroni", context=context).body
+            if (said.get("role"), said.get("state")) != ("primary", "running"):
+                return
+            last = "it leads"
+        except NoAnswer as reason:
+            last = str(reason)
+        time.sleep(POLL_S)
+    raise PoolError(f"The leader at {patroni} did not stop within {STOPS_S:.0f} s ({last}); the pool was not paused")
 
 
 def go_on(pool: Pool, leader: t.Mapping[str, t.Any], seconds: float) -> str:
@@ -179,7 +226,7 @@ def go_on(pool: Pool, leader: t.Mapping[str, t.Any], seconds: float) -> str:
     deadline = time.monotonic() + WORKS_S
     while True:
         try:
-            pool.write(leader["user"], leader["password"], WORKS_S)
+            pool.write(leader["user"], leader["password"], TRY_S)
         except PoolError as error:
             if time.monotonic() > deadline:
                 raise PoolError(f"{address} leads, but not through the pool: {error}") from error
@@ -202,11 +249,12 @@ def main() -> None:
     text = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "state": {"choices": ["asked", "paused", "resumed"], "required": True},
+            "state": {"choices": ["asked", "paused", "resumed", "bridged"], "required": True},
             "database": text,
             "port": {"type": "int", "required": True},
             "within_s": {"type": "float", "default": 2.0},
             "at_most_s": {"type": "int", "default": 20},
+            "patroni": {"type": "str"},
             "leader": {
                 "type": "dict",
                 "options": {
@@ -219,6 +267,7 @@ def main() -> None:
                 },
             },
         },
+        required_if=[("state", "bridged", ["leader"])],
         supports_check_mode=True,
     )
     params = module.params
@@ -231,7 +280,10 @@ def main() -> None:
     try:
         if params["state"] == "paused":
             pool.pause(params["within_s"], params["at_most_s"])
-        elif params["leader"]:
+        elif params["state"] == "bridged":
+            if params["patroni"]:
+                stops(params["patroni"], params["leader"]["ca"])
+            pool.pause(params["within_s"], params["at_most_s"], whole=False)
             address = go_on(pool, params["leader"], params["at_most_s"] - 5)
         else:
             pool.resume()

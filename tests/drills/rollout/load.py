@@ -106,12 +106,26 @@ class Load:
         commit = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
         summary = {
             "drill": self._name, "commit": commit, **began, **asdict(self.stored), **self.verdict.as_dict(),
+            "slowest": slowest(self.lines),
         }  # fmt: skip
         (self._results / f"{self._name}.json").write_text(json.dumps(summary, indent=1) + "\n")
         found = self.verdict
         told = f"{self._name}: {found.failures} of {found.requests} failed, {found.retries} retried"
         (self._results / f"{self._name}.svg").write_text(svg(self.lines, self._marks, told))
         print(f"{told}; p99 {found.p99_ms} ms, worst {found.worst_ms} ms, at {began['rate']} per second")
+
+
+def slowest(lines: Sequence[Line], count: int = 5) -> list[dict[str, Any]]:
+    """The requests that took longest: what they were, seconds from the first until they were due, and they took."""
+    began = min((line["due"] for line in lines), default=0.0)
+    worst = sorted(lines, key=lambda line: line["due"] - line["done"])[:count]
+    return [
+        {
+            **{name: line[name] for name in ("operation", "kind", "served_by", "retries")},
+            "due_s": round(line["due"] - began, 2), "took_s": round(line["done"] - line["due"], 2),
+        }
+        for line in worst
+    ]  # fmt: skip
 
 
 def look_for(

@@ -133,7 +133,7 @@ def test_a_held_query_is_answered_when_a_new_leader_writes(host: Host) -> None:
     tell(state="paused")
     with waiting_query(host) as answer:
         assert patience(host) == "30"
-        tell(state="resumed", leader=LEADER | {"not": "192.0.2.31"})
+        tell(state="bridged", leader=LEADER | {"not": "192.0.2.31"})
         assert answer.result(timeout=20) == "42"
     assert patience(host) == "5"
     assert "arches-pool" not in host.check_output("systemctl list-timers --all")
@@ -143,7 +143,7 @@ def test_a_pool_goes_on_where_nobody_new_leads(host: Host) -> None:
     tell(state="paused", at_most_s=60)
     with waiting_query(host) as answer:
         with pytest.raises(AssertionError, match=r"No new leader acknowledged a write within 2 s .* still leads"):
-            tell(state="resumed", at_most_s=7, leader=LEADER | {"not": "127.0.0.1"})
+            tell(state="bridged", at_most_s=7, leader=LEADER | {"not": "127.0.0.1"})
         assert answer.result(timeout=20) == "42"
 
 
@@ -168,6 +168,21 @@ def test_a_long_transaction_keeps_a_pool_from_resting(host: Host) -> None:
         assert psql(host, "SELECT 1") == "1"
         assert not slow.done(), f"the transaction was over after {time.monotonic() - began:.0f} s already"
         slow.result(timeout=20)
+
+
+def test_a_bridge_does_not_wait_for_a_long_transaction(host: Host) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(psql, host, "SELECT pg_sleep(8)")
+        wait_for(
+            "it runs",
+            lambda: "1" in psql(host, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(8)'"),
+            timeout_s=10,
+        )
+        tell(state="bridged", within_s=0.5, leader=LEADER | {"not": "192.0.2.31"})
+        assert psql(host, "SELECT 1") == "1"
+        assert not slow.done()
+        slow.result(timeout=20)
+    assert patience(host) == "5"
 
 
 def test_to_go_on_twice_is_fine(host: Host) -> None:
