@@ -162,10 +162,9 @@ FAULTS = {
     "host-cut-off-from-peers": Fault(
         machine("partitioned", "-e", "peers_only=true"), gap_s=25, failures=60, lasts_s=30,
     ),
-    # It hears its standbys and they do not hear it. Red: it takes its lease again whenever the watchers end it
-    # (roles/lease_watcher/README.md).
+    # It hears the others and they do not hear it.
     "host-mute": Fault(
-        on(postgres, drop("output", "5432, 8008, 2379, 2380", "sport"), CUT), gap_s=40, failures=600, lasts_s=30,
+        on(postgres, drop("output", "5432, 8008, 2379, 2380", "sport"), CUT), gap_s=25, failures=60, lasts_s=30,
     ),
     "etcd-leader-lost": Fault(on(etcd, "systemctl stop etcd", "systemctl start etcd"), gap_s=2, failures=0),
     "etcd-majority-lost": Fault(
