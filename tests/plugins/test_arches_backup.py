@@ -212,6 +212,7 @@ def test_monitoring_hears_what_the_store_has(program: ModuleType, host: Host, tm
     [
         ("full", "Busy", 75), ("full", "BackupError", 1), ("full", "PatroniSilent", 1),
         ("due", "PatroniSilent", 0), ("canary", "PatroniSilent", 0), ("due", "BackupError", 1),
+        ("full", "Leaderless", 1), ("due", "Leaderless", 0),
     ],
 )  # fmt: skip
 def test_the_exit_status_says_what_happened(

@@ -137,6 +137,10 @@ class PatroniSilent(BackupError):
     """The local Patroni does not answer: this host neither leads nor makes backups."""
 
 
+class Leaderless(BackupError):
+    """Nobody leads Postgres: there is nothing to copy, until somebody does."""
+
+
 class Version(NamedTuple):
     """One version of an object of the store, or the marker that says it was deleted; `since` in seconds since 1970."""
 
@@ -162,10 +166,10 @@ class Made(NamedTuple):
 
 
 def acting(members: Sequence[Mapping[str, Any]]) -> str:
-    """Name of the member that makes backups. Raises BackupError when there is no leader."""
+    """Name of the member that makes backups. Raises Leaderless."""
     leaders = [m["name"] for m in members if m["role"] == "leader" and m["state"] == "running"]
     if not leaders:
-        raise BackupError("The cluster has no leader, so no backup can be made: look at `patronictl list`.")
+        raise Leaderless("The cluster has no leader, so no backup can be made: look at `patronictl list`.")
     replicas = [m["name"] for m in members if m["role"] in STREAMING and m["state"] == "streaming"]
     return str(min(replicas or leaders))
 
@@ -658,8 +662,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def quiet(error: BackupError, verb: str) -> bool:
-    """Whether there is nothing to do for a timer: a host whose Patroni is away neither leads nor makes backups."""
-    return isinstance(error, PatroniSilent) and verb in ("due", "canary")
+    """Whether a timer leaves it to the next time: a host whose Patroni is away neither leads nor makes backups.
+
+    That nobody leads has an alert of its own, and so have backups that are too old.
+    """
+    return isinstance(error, PatroniSilent | Leaderless) and verb in ("due", "canary")
 
 
 def act(host: Host, given: argparse.Namespace) -> None:
