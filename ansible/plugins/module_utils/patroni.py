@@ -112,8 +112,10 @@ class Patroni:
             raise PatroniError(
                 f"{name} still leads, Patroni refused to switch over to {candidate or 'another one'}: {answer.body}"
             )
-        return self.wait_for(
-            f"{candidate or 'another one'} leads instead of {name}", lambda: self._led_by_another(name), seconds
+        return str(
+            self.wait_for(
+                f"{candidate or 'another one'} leads instead of {name}", lambda: self._led_by_another(name), seconds
+            )
         )
 
     def _led_by_another(self, name: str) -> str | None:
