@@ -35,6 +35,8 @@ whole fleet rebuilt, 10 minutes. Planned work and good releases: no failure at a
 All machines share one computer: what was written before a machine was killed is in its page cache, so a disk that lies
 about fsync was not tried.
 """
+# A plot shows something where writes were away for so long (s).
+SHOWN_S = 3.0
 LOADED = (
     ("runs", "write gap, s", "failed", "retried", "p99, ms", "worst, ms"),
     ("write_gap_s", "failures", "retries", "p99_ms", "worst_ms"),
@@ -92,7 +94,11 @@ def main() -> None:
     note = os.environ.get("NOTE", "")
     parts = [HEAD, f"\n{note}\n" if note else ""]
     parts += [*loaded("Faults", "faults"), *loaded("Rollouts and planned work", "rollout"), *recovered()]
-    plots = sorted((RESULTS / "faults").glob("*-0.svg"))
+    plots = [
+        plot
+        for plot in sorted((RESULTS / "faults").glob("*-0.svg"))
+        if json.loads(plot.with_suffix(".json").read_text())["write_gap_s"] >= SHOWN_S
+    ]
     if plots:
         parts.append("\n## Latency around each fault\n")
     for plot in plots:
