@@ -44,8 +44,8 @@ POLL_S = 0.25
 AT_ONCE, HELD_S = 4, 2.0
 # So long it may take a leader to be about to stop after it was asked to.
 STOPS_S = 30.0
-# Who has waited gets a turn within this time after a pause.
-DRAINED_S = 10
+# Who has waited gets a turn within this time after a pause; as long the timer waits that comes when nobody else does.
+DRAINED_S, TIMER_DRAINED_S = 10, 5
 # A pool whose leader works, works within this time; each try waits behind all who have waited.
 WORKS_S, TRY_S = 20.0, 5.0
 
@@ -156,7 +156,7 @@ class Pool:
             [
                 "systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--on-active={at_most_s}",
                 "--timer-property=AccuracySec=100ms", "--uid=postgres", "--", "psql", "-Xqw", self.console,
-                "-c", f"RESUME {self.database}", "-c", f"\\! sleep {DRAINED_S}", "-c", "RELOAD",
+                "-c", f"RESUME {self.database}", "-c", f"\\! sleep {TIMER_DRAINED_S}", "-c", "RELOAD",
             ],
             check=True, capture_output=True,
         )  # fmt: skip
