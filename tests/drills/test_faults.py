@@ -100,6 +100,25 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
 
 
 @pytest.mark.long
+def test_a_switchover_without_a_pause_fails_requests(healthy: Fleet, tmp_path: Path) -> None:
+    """Neither a playbook nor the guards let queries wait."""
+    guards = on(
+        lambda fleet: fleet.groups["api"], "systemctl stop arches-pool-guard", "systemctl start arches-pool-guard"
+    )
+    on_again = guards(healthy)
+    try:
+        with Load(healthy, "control-no-pause", tmp_path, RESULTS) as load:
+            for _ in range(3):
+                load.mark("switchover")
+                healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
+                wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+    finally:
+        on_again()
+    assert load.verdict.failures > 0, f"the client saw nothing of three switchovers: {load.verdict}"
+    assert load.stored == Stored()
+
+
+@pytest.mark.long
 def test_without_the_watcher_a_lost_host_costs_more(healthy: Fleet, tmp_path: Path) -> None:
     """Patroni alone waits for the lease of a leader that fell silent."""
     data = healthy.groups["data"]
