@@ -16,6 +16,7 @@ from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
 from lib.client import artifact_writer, edge_client, register_and_login
 from lib.fleet import REPOSITORY, Fleet
+from lib.history import History, Outcome, WriteLoad, lost
 from lib.postgres import sql
 from lib.redis import redis
 from lib.waiting import wait_for
@@ -99,23 +100,62 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
     assert load.stored.lost, "the client does not see that acknowledged writes are gone"
 
 
+# Longer than a request has one open, shorter than what a planned switchover refuses to wait for.
+TRANSACTION = (
+    '. /etc/arches/api.env; exec psql -XAtq -v ON_ERROR_STOP=1 -c "BEGIN; INSERT INTO drill_transactions '
+    'VALUES (\'%s\'); SELECT pg_sleep(1.5); COMMIT" "$DATABASE_URL"'
+)
+
+
+def transaction(fleet: Fleet, prefix: str) -> Callable[[str], tuple[Outcome, str | None]]:
+    """A transaction through the pool of an API host, as the application; it is not tried again."""
+
+    def write(key: str) -> tuple[Outcome, str | None]:
+        done = fleet.ssh("api1", TRANSACTION % f"{prefix}-{key}", check=False)
+        return ("ok", f"{prefix}-{key}") if done.returncode == 0 else ("unknown", done.stderr)
+
+    return write
+
+
 @pytest.mark.long
-def test_a_switchover_without_a_pause_fails_requests(healthy: Fleet, tmp_path: Path) -> None:
-    """Neither a playbook nor the guards let queries wait."""
+def test_a_switchover_without_a_pause_cuts_transactions(healthy: Fleet, tmp_path: Path) -> None:
+    """The planned one lets them end first; one that neither a playbook nor the guards prepare does not.
+
+    Requests are no measure of it: what was not committed, the API does again.
+    """
     guards = on(
         lambda fleet: fleet.groups["api"], "systemctl stop arches-pool-guard", "systemctl start arches-pool-guard"
     )
-    on_again = guards(healthy)
+    sql(
+        healthy,
+        "CREATE TABLE IF NOT EXISTS drill_transactions (key text)",
+        "GRANT INSERT ON drill_transactions TO PUBLIC",
+    )
+    planned, bare = History(tmp_path / "planned.jsonl"), History(tmp_path / "bare.jsonl")
     try:
-        with Load(healthy, "control-no-pause", tmp_path, RESULTS) as load:
-            for _ in range(3):
-                load.mark("switchover")
-                healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
-                wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+        with WriteLoad(planned, transaction(healthy, "planned")):
+            healthy.playbook("ansible/recover/postgres-switchover.yml", "-e", "confirm=local")
+        wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+        on_again = guards(healthy)
+        try:
+            with (
+                Load(healthy, "control-no-pause", tmp_path, RESULTS) as load,
+                WriteLoad(bare, transaction(healthy, "bare")),
+            ):
+                for _ in range(3):
+                    load.mark("switchover")
+                    healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
+                    wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
+        finally:
+            on_again()
+        present = set(sql(healthy, "SELECT key FROM drill_transactions").split())
     finally:
-        on_again()
-    assert load.verdict.failures > 0, f"the client saw nothing of three switchovers: {load.verdict}"
-    assert load.stored == Stored()
+        sql(healthy, "DROP TABLE drill_transactions")
+    print(f"transactions: planned {dict(planned.counts())}, without a pause {dict(bare.counts())}")
+    print(f"requests without a pause: {load.verdict}")
+    assert planned.counts()["ok"] == planned.counts()["invoke"] > 4
+    assert bare.counts()["unknown"] > 0, "nothing was cut in three switchovers"
+    assert lost(planned, present) == lost(bare, present) == [] and load.stored == Stored()
 
 
 @pytest.mark.long

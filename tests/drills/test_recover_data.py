@@ -119,6 +119,23 @@ def test_a_damaged_file_of_redis_is_set_aside(healthy: Fleet, who: str) -> None:
     healthy.ssh(hurt, "rm -r /var/lib/redis/appendonlydir.damaged-*")
 
 
+@pytest.mark.long
+def test_where_every_file_of_redis_is_damaged_one_is_repaired(healthy: Fleet) -> None:
+    leader = leads(healthy, "redis")
+    assert leader
+    others = [host for host in healthy.groups["data"] if host != leader]
+    for host in (*others, leader):
+        damage(healthy, host)
+    assert "-e repair=true" in said(healthy, "redis-aof-damaged", host=leader)
+    output = recover(healthy, "redis-aof-damaged", host=leader, repair="true")
+    assert leads(healthy, "redis") == leader, output[-2000:]
+    assert "uncated" in output, "on-call hears what was cut off"
+    for host in others:
+        recover(healthy, "redis-aof-damaged", host=host)
+    for host in healthy.groups["data"]:
+        healthy.ssh(host, "rm -r /var/lib/redis/appendonlydir.damaged-*")
+
+
 def damage(fleet: Fleet, host: str) -> None:
     """The middle of a member's newest file is overwritten while it does not run; it refuses to start."""
     fleet.ssh(

@@ -76,6 +76,33 @@ def test_deleted_backups_come_back_and_are_proven(healthy: Fleet) -> None:
     assert "is gone" in said(healthy, "backups-deleted", at=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}")
 
 
+# As if the days had passed for which the store keeps what was deleted.
+FOR_GOOD = """
+sed -E '/"buckets"/,/}/ s/: [0-9]+/: 0/' /etc/arches-versitygw/prune.json > /run/drill-prune.json
+systemd-run --wait --quiet -p EnvironmentFile=/etc/arches-versitygw/environment arches-s3-prune /run/drill-prune.json
+rm /run/drill-prune.json
+"""
+
+
+@pytest.mark.long
+def test_where_nothing_deleted_comes_back_backups_begin_anew(healthy: Fleet) -> None:
+    leader = leads(healthy, "postgres")
+    assert leader
+    listed = "runuser -u postgres -- pgbackrest --stanza=arches --output=json info"
+    before = {one["label"] for one in json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]}
+    assert "without -e new_chain=true" in said(healthy, "backups-deleted", new_chain="true"), "they are all there"
+    healthy.ssh(leader, "python3 -", stdin=DELETE, timeout_s=300)
+    assert "without -e new_chain=true" in said(healthy, "backups-deleted", new_chain="true"), "they can come back"
+    healthy.ssh("ops1", "bash -eu -", stdin=FOR_GOOD, timeout_s=300)
+    assert "-e new_chain=true" in said(healthy, "backups-deleted")
+    began = time.monotonic()
+    output = recover(healthy, "backups-deleted", new_chain="true")
+    print(f"backups-deleted, a new chain: {time.monotonic() - began:.0f} s")
+    assert "every moment before the full backup that is made now" in output
+    [made] = json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]
+    assert made["type"] == "full" and made["label"] not in before
+
+
 @pytest.mark.long
 def test_a_release_that_is_bad_after_all_goes(writes: Writes) -> None:
     fleet = writes.fleet
