@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import typing as t
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ansible.module_utils.json_https import NoAnswer, Response, ask, tls_context
 
@@ -13,6 +13,7 @@ POLL_S = 0.3
 # Patroni answers a request for a switchover when it is done.
 CHANGE_S = 45.0
 
+Member = Mapping[str, t.Any]
 
 # How a module is told where a member's REST interface is.
 REST: dict[str, t.Any] = {
@@ -82,7 +83,7 @@ class Patroni:
 
     def leader_exists(self) -> bool:
         """Whether the cluster has a running leader. Raises NoAnswer."""
-        return any(m["role"] == "leader" and m["state"] == "running" for m in members(self.get("/cluster")))
+        return leads(members(self.get("/cluster"))) is not None
 
     def hand_over(self, name: str, seconds: float, candidate: str | None = None) -> str | None:
         """Let a synchronous standby lead if this member does: the candidate, or whichever is there first.
@@ -122,27 +123,26 @@ class Patroni:
         """Who leads this replica, when that is somebody else. Raises NoAnswer."""
         if self.in_place(False) != "replica":
             return None
-        found = [m for m in members(self.get("/cluster")) if m["role"] == "leader" and m["state"] == "running"]
-        return next((str(member["name"]) for member in found if member["name"] != name), None)
+        found = leads(members(self.get("/cluster")))
+        return str(found["name"]) if found and found["name"] != name else None
 
     def leader(self) -> str | None:
         """The name of the leader that says so itself, or None. Raises NoAnswer when this member is away."""
-        found = members(self.get("/cluster"))
-        named = next((m for m in found if m["role"] == "leader" and m["state"] == "running"), None)
+        named = leads(members(self.get("/cluster")))
         if named is None:
             return None
         # The name alone may be that of one who is gone, until its lease runs out.
         try:
-            leads = ask(named["api_url"].removesuffix("/patroni") + "/primary", context=self.context).status == 200
+            said = ask(named["api_url"].removesuffix("/patroni") + "/primary", context=self.context)
         except NoAnswer:
             return None
-        return str(named["name"]) if leads else None
+        return str(named["name"]) if said.status == 200 else None
 
     def is_followed(self, name: str) -> bool:
         """Whether this member leads, and a synchronous standby streams from it. Raises NoAnswer."""
         found = members(self.get("/cluster"))
-        leads = any(m["name"] == name and m["role"] == "leader" and m["state"] == "running" for m in found)
-        return leads and any(m["role"] in SYNC_ROLES and m["state"] == "streaming" for m in found)
+        leader = leads(found)
+        return leader is not None and leader["name"] == name and synchronous(found)
 
     def promote(self, candidate: str, seconds: float) -> str:
         """Make a member lead although nobody does; the one that has most if the candidate does not run.
@@ -185,8 +185,7 @@ class Patroni:
     def others_suffice(self, name: str) -> bool:
         """Whether writes go on without this member: another one leads and has another synchronous standby."""
         found = [member for member in members(self.get("/cluster")) if member["name"] != name]
-        leads = any(member["role"] == "leader" and member["state"] == "running" for member in found)
-        return leads and any(member["role"] in SYNC_ROLES and member["state"] == "streaming" for member in found)
+        return leads(found) is not None and synchronous(found)
 
 
 def connect(rest: Mapping[str, str]) -> Patroni:
@@ -197,6 +196,16 @@ def connect(rest: Mapping[str, str]) -> Patroni:
 def members(cluster: Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
     """The members in an answer of /cluster."""
     return list(cluster.get("members", []))
+
+
+def leads(found: Sequence[Member]) -> Member | None:
+    """The leader among members, if it runs."""
+    return next((member for member in found if member["role"] == "leader" and member["state"] == "running"), None)
+
+
+def synchronous(found: Sequence[Member]) -> bool:
+    """Whether a synchronous standby streams."""
+    return any(member["role"] in SYNC_ROLES and member["state"] == "streaming" for member in found)
 
 
 def describe(state: Mapping[str, t.Any]) -> str:

@@ -32,7 +32,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.json_https import NoAnswer, ask, tls_context
+from ansible.module_utils.patroni import Patroni, PatroniError
 
 UNIT = "arches-pool-resume"
 SOCKET = "/run/postgresql"
@@ -44,7 +44,8 @@ POLL_S = 0.25
 AT_ONCE, HELD_S = 4, 2.0
 # So long it may take a leader to be about to stop after it was asked to.
 STOPS_S = 30.0
-# Who has waited gets a turn within this time after a pause; as long the timer waits that comes when nobody else does.
+# After a pause PgBouncer stays patient until all who waited had their turn, for so long at most. The timer cannot look
+# at the queue: it waits for a fixed time.
 DRAINED_S, TIMER_DRAINED_S = 10, 5
 # A pool whose leader works, works within this time; each try waits behind all who have waited.
 WORKS_S, TRY_S = 20.0, 5.0
@@ -201,20 +202,18 @@ def acknowledged_by(leader: t.Mapping[str, t.Any], database: str, seconds: float
     raise PoolError(f"No new leader acknowledged a write within {seconds:.0f} s ({last})")
 
 
-def stops(patroni: str, ca: str) -> None:
+def stops(url: str, ca: str) -> None:
     """Wait until Patroni is about to stop the leader, or has done so. Raises PoolError when it does not."""
-    context, deadline = tls_context(ca), time.monotonic() + STOPS_S
-    last = "nobody was asked"
-    while time.monotonic() < deadline:
-        try:
-            said = ask(f"{patroni}/patroni", context=context).body
-            if (said.get("role"), said.get("state")) != ("primary", "running"):
-                return
-            last = "it leads"
-        except NoAnswer as reason:
-            last = str(reason)
-        time.sleep(POLL_S)
-    raise PoolError(f"The leader at {patroni} did not stop within {STOPS_S:.0f} s ({last}); the pool was not paused")
+    leader = Patroni(url, ca)
+
+    def does() -> bool:
+        said = leader.get("/patroni")
+        return (said.get("role"), said.get("state")) != ("primary", "running")
+
+    try:
+        leader.wait_for("the leader stops", does, STOPS_S)
+    except PatroniError as error:
+        raise PoolError(f"The pool was not paused, {error}".rstrip(".")) from None
 
 
 def go_on(pool: Pool, leader: t.Mapping[str, t.Any], seconds: float) -> str:
