@@ -3,7 +3,7 @@
 import pytest
 
 import arches_rollout
-from arches_rollout import ENOUGH, ERRORS, FLOOR, Figures, read_figures, too_many_errors, too_slow
+from arches_rollout import ENOUGH, ERRORS, FEW, FLOOR, Figures, read_figures, too_many_errors, too_slow
 
 METRICS = """\
 # HELP arches_http_requests_total Answered requests
@@ -80,8 +80,11 @@ def test_errors_are_counted_and_weighed(now: Figures, says: str) -> None:
         # Slower, and still fast.
         (answers(1000, seconds=FLOOR / 10), answers(1000, seconds=FLOOR), ""),
         # Too little is known, on either side.
-        (answers(1000, seconds=0.2), answers(ENOUGH - 1, seconds=10), ""),
-        (answers(ENOUGH - 1, seconds=0.2), answers(1000, seconds=10), ""),
+        (answers(1000, seconds=0.2), answers(FEW - 1, seconds=10), ""),
+        (answers(FEW - 1, seconds=0.2), answers(1000, seconds=10), ""),
+        (answers(1000), answers(ENOUGH - 10) + answers(9, seconds=4), ""),
+        # A slow host is given little to do.
+        (answers(1000, seconds=0.2), answers(FEW, seconds=10), "its median is 7500 ms, and was 150 ms before"),
     ],
 )
 def test_speed_is_held_against_the_release_before(before: Figures, now: Figures, says: str) -> None:

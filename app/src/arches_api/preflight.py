@@ -27,7 +27,7 @@ from .lib.settings import Settings
 
 SLOWER = 3.0  # how many times slower than what serves is refused
 FLOOR = 0.02  # seconds: medians below this are fast enough, whatever the ratio
-PATIENCE = 10.0  # seconds for one answer
+PATIENCE = 5.0  # seconds for one answer, beside those that the server itself waits for a connection to Postgres
 
 log = structlog.get_logger()
 
@@ -138,7 +138,12 @@ async def _login(party: Party) -> dict[str, str]:
 
 def _client(settings: Settings) -> httpx.AsyncClient:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return httpx.AsyncClient(base_url=f"http://{host}:{settings.port}", timeout=PATIENCE, trust_env=False)
+    return httpx.AsyncClient(base_url=f"http://{host}:{settings.port}", timeout=_patience(settings), trust_env=False)
+
+
+def _patience(settings: Settings) -> float:
+    """Long enough to hear why a server refuses."""
+    return settings.database_connection_timeout + PATIENCE
 
 
 @asynccontextmanager
@@ -156,7 +161,9 @@ async def _served(settings: Settings, path: Path) -> AsyncGenerator[httpx.AsyncC
     server = asyncio.create_task(serve(app, config, shutdown_trigger=stop.wait))
     try:
         transport = httpx.AsyncHTTPTransport(uds=str(path))
-        async with httpx.AsyncClient(transport=transport, base_url="http://preflight", timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://preflight", timeout=_patience(settings)
+        ) as client:
             yield client
     finally:
         stop.set()

@@ -43,8 +43,10 @@ PREFLIGHT_REQUESTS = 200
 # A rollout is stopped at so many errors (5xx) if they are more than this share of the answers ...
 ERRORS, ERROR_SHARE = 5, 0.01
 # ... or when the median or the 99th percentile is so many times what it was; faster than the floor (seconds) is fast
-# enough. With fewer answers than this, on either side, neither says anything.
-SLOWER, FLOOR, ENOUGH = 3.0, 0.1, 100
+# enough. With fewer answers than these, on either side, they say nothing. A slow host is given less to do by nginx.
+SLOWER, FLOOR = 3.0, 0.1
+FEW, ENOUGH = 20, 100
+QUANTILES = (("median", 0.5, FEW), ("99th percentile", 0.99, ENOUGH))
 
 
 class RolloutError(Exception):
@@ -120,11 +122,9 @@ def too_many_errors(now: Figures) -> str:
 
 def too_slow(before: Figures, now: Figures) -> str:
     """Why the answers of now take too long beside those before; empty when they do not."""
-    if min(before.answers, now.answers) < ENOUGH:
-        return ""
-    for name, share in (("median", 0.5), ("99th percentile", 0.99)):
+    for name, share, enough in QUANTILES:
         was, is_now = before.quantile(share), now.quantile(share)
-        if is_now > max(SLOWER * was, FLOOR):
+        if min(before.answers, now.answers) >= enough and is_now > max(SLOWER * was, FLOOR):
             return f"its {name} is {is_now * 1000:.0f} ms, and was {was * 1000:.0f} ms before"
     return ""
 
