@@ -4,6 +4,7 @@ Uses a running local fleet; without one it makes its own and removes it (then `m
 Names of figures on the command line measure only those.
 """
 
+import functools
 import json
 import shlex
 import statistics
@@ -22,6 +23,7 @@ import yaml
 
 from lib.client import edge_client, register_and_login
 from lib.fleet import REPOSITORY, Fleet, local_fleet
+from lib.variants import publish
 from lib.waiting import wait_for
 
 FIGURES: dict[str, Callable[[Fleet], dict[str, Any]]] = {}
@@ -192,7 +194,48 @@ def leader_loss(fleet: Fleet) -> dict[str, Any]:
             fleet.machines("present", leader)
     wait_for("the fleet is healthy", fleet.healthy, timeout_s=120, interval_s=1)
     ttl = float(fleet.variables["data1"]["timers"]["patroni"]["ttl"])
-    return measured(gaps, "s", 30, ttl, "Patroni's lease (ttl)")
+    return measured(gaps, "s", 10, ttl, "Patroni's lease (ttl)")
+
+
+@functools.cache
+def rollouts(fleet: Fleet) -> dict[str, list[float]]:
+    """What three releases cost that come and go again: seconds by step, size of the last one in MB."""
+    found: dict[str, list[float]] = {"build": [], "deploy": [], "rollback": []}
+    for _repeat in range(3):
+        wait_for("the fleet is healthy", fleet.healthy, timeout_s=120, interval_s=1)
+        began = time.monotonic()
+        version = publish(fleet, "good")
+        found["build"].append(time.monotonic() - began)
+        deployed = functools.partial(fleet.playbook, "ansible/deploy.yml", "-e", f"release={version}")
+        found["deploy"].append(seconds(deployed))
+        found["rollback"].append(seconds(lambda: fleet.playbook("ansible/rollback.yml")))
+    found["size"] = [max(path.stat().st_size for path in (fleet.state / "releases").glob(f"**/*{version}*")) / 1e6]
+    return found
+
+
+@figure
+def release_build(fleet: Fleet) -> dict[str, Any]:
+    """Building, signing and publishing a release; what it depends on was downloaded before."""
+    return measured(rollouts(fleet)["build"], "s", 60, None, "none: a build of ours")
+
+
+@figure
+def release_size(fleet: Fleet) -> dict[str, Any]:
+    """A release as hosts download it."""
+    return measured(rollouts(fleet)["size"], "MB", 120, None, "none: a file of ours")
+
+
+@figure
+def deploy(fleet: Fleet) -> dict[str, Any]:
+    """A release comes to the three API hosts, which nobody uses meanwhile."""
+    return measured(rollouts(fleet)["deploy"], "s", 120, 20, "the first host is watched for so long")
+
+
+@figure
+def rollback(fleet: Fleet) -> dict[str, Any]:
+    """The release before serves again on the three API hosts."""
+    ping = seconds(lambda: command("ansible", "-i", str(fleet.inventory), "api", "-m", "ping"))
+    return measured(rollouts(fleet)["rollback"], "s", 30, ping, "ansible -m ping over the same hosts")
 
 
 @figure
