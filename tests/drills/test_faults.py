@@ -4,11 +4,13 @@ Nothing that was acknowledged may be missing, doubled or changed, whatever fails
 faults.py; what it did cost is printed and kept in results/faults. FAULTS="host-lost redis-hung" chooses; REPEATS=5.
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from drills.faults import CUT, FAULTS, Fault, drop, leader, on
 from drills.recovering import leads
@@ -66,15 +68,17 @@ def test_nothing_is_lost_when(
 # Controls: a client that sees nothing of these would see nothing of the faults above either.
 
 
-# A standby that lacks much would not lead either. As ever: roles/postgres/vars.
-ASYNCHRONOUS = {"synchronous_mode": "false", "synchronous_mode_strict": "false", "maximum_lag_on_failover": 2**30}
-AS_EVER = {"synchronous_mode": "quorum", "synchronous_mode_strict": "true", "maximum_lag_on_failover": 2**20}
+# A standby that lacks much would not lead either.
+ASYNCHRONOUS = {"synchronous_mode": False, "synchronous_mode_strict": False, "maximum_lag_on_failover": 2**30}
 
 
-def configured(fleet: Fleet, settings: dict[str, object]) -> None:
-    """Patroni's dynamic settings, by its own tool."""
-    words = " ".join(f"-s {name}={value}" for name, value in settings.items())
-    fleet.ssh(fleet.groups["data"][0], f"patronictl edit-config --force --quiet {words}")
+def configured(fleet: Fleet, settings: Mapping[str, object]) -> dict[str, object]:
+    """Patroni's dynamic settings, by its own tool; what they were before."""
+    host = fleet.groups["data"][0]
+    before = yaml.safe_load(fleet.ssh(host, "patronictl show-config").stdout)
+    words = " ".join(f"-s {name}={json.dumps(value)}" for name, value in settings.items())
+    fleet.ssh(host, f"patronictl edit-config --force --quiet {words}")
+    return {name: before.get(name) for name in settings}
 
 
 @pytest.mark.long
@@ -82,7 +86,7 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
     """Replication is asynchronous and cut off for the leader's last seconds: whoever follows it lacks them."""
     gone = leader(healthy)
     others = [host for host in healthy.groups["data"] if host != gone]
-    configured(healthy, ASYNCHRONOUS)
+    as_ever = configured(healthy, ASYNCHRONOUS)
     try:
         wait_for("no write waits", lambda: sql(healthy, "SHOW synchronous_standby_names") == "", timeout_s=30)
         with Load(healthy, "control-asynchronous", tmp_path, RESULTS) as load:
@@ -96,7 +100,7 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
             load.steady(5)
     finally:
         healthy.machines("present", gone)
-        configured(healthy, AS_EVER)
+        configured(healthy, as_ever)
     assert load.stored.lost, "the client does not see that acknowledged writes are gone"
 
 
