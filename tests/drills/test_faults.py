@@ -104,11 +104,14 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
     assert load.stored.lost, "the client does not see that acknowledged writes are gone"
 
 
-# Longer than a request has one open, shorter than what a planned switchover refuses to wait for.
-TRANSACTION = (
-    '. /etc/arches/api.env; exec psql -XAtq -v ON_ERROR_STOP=1 -c "BEGIN; INSERT INTO drill_transactions '
-    'VALUES (\'%s\'); SELECT pg_sleep(1.5); COMMIT" "$DATABASE_URL"'
-)
+# Longer than a request has one open, shorter than what a planned switchover refuses to wait for. Nobody waits for what
+# is called psql: that is who asks meanwhile whether somebody leads.
+TRANSACTION = """
+. /etc/arches/api.env
+export PGAPPNAME=drill
+exec psql -XAtq -v ON_ERROR_STOP=1 -d "$DATABASE_URL" \\
+  -c "BEGIN; INSERT INTO drill_transactions VALUES ('%s'); SELECT pg_sleep(1.5); COMMIT"
+"""
 
 
 def transaction(fleet: Fleet, prefix: str) -> Callable[[str], tuple[Outcome, str | None]]:

@@ -97,7 +97,8 @@ class Fleet:
             "-o", "LogLevel=ERROR",
             f"ops@{self.address(host)}", "sudo sh -c " + shlex.quote(command),
         ]  # fmt: skip
-        return subprocess.run(line, capture_output=True, text=True, check=check, timeout=timeout_s, input=stdin)
+        # Never ours: ssh makes it non-blocking, which Ansible, in another thread, refuses.
+        return subprocess.run(line, capture_output=True, text=True, check=check, timeout=timeout_s, input=stdin or "")
 
     def playbook(self, name: str, *arguments: str, check: bool = True, timeout_s: float = 900) -> PlaybookResult:
         """Run a playbook of the repository on this environment.
