@@ -19,8 +19,9 @@ up: environment ## Bring the whole local fleet up (image, machines, site.yml); a
 	$(PLAY) ansible/up.yml
 	@ansible/bin/status $(INVENTORY) --format story
 
+# Local machines share this computer: with more of them at work at once than it has cores, users of the API wait.
 site: environment ## Make the environment ENV what git says
-	$(PLAY) site.yml
+	$(PLAY) site.yml $(if $(filter local dev,$(ENV)),--forks $(shell nproc))
 
 down: environment ## Destroy the local machines and their disks (asks when they hold old data; FORCE=1 does not); kept volumes stay unless DELETE_VOLUMES=1
 	$(PLAY) ansible/down.yml $(if $(FORCE),-e force=true) $(if $(DELETE_VOLUMES),-e delete_volumes=true)
