@@ -209,7 +209,7 @@ def rollouts(fleet: Fleet) -> dict[str, list[float]]:
         deployed = functools.partial(fleet.playbook, "ansible/deploy.yml", "-e", f"release={version}")
         found["deploy"].append(seconds(deployed))
         found["rollback"].append(seconds(lambda: fleet.playbook("ansible/rollback.yml")))
-    found["size"] = [max(path.stat().st_size for path in (fleet.state / "releases").glob(f"**/*{version}*")) / 1e6]
+    found["size"] = [(fleet.state / "releases" / f"api-{version}.tar.gz").stat().st_size / 1e6]
     return found
 
 

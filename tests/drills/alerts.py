@@ -7,6 +7,7 @@ docs/runbooks/README.md says which.
 
 import shlex
 
+from drills.recovering import leader
 from lib.drill import ALONE, RULE_FILE, Act, Drill, Lowered, monitoring_host, nothing, remove_series, write_series
 from lib.fleet import Fleet
 from lib.postgres import sql
@@ -58,16 +59,6 @@ def machines(state: str, host: str) -> Act:
         fleet.machines(state, host)
 
     return act
-
-
-def leader(fleet: Fleet, what: str) -> str:
-    """Who leads Postgres, Redis or etcd.
-
-    :raises AssertionError: when nobody does.
-    """
-    found = fleet.status()[1][what]["leader"]
-    assert found, f"{what} has no leader"
-    return str(found)
 
 
 def on_followers(what: str, command: str, count: int = 2) -> Act:

@@ -7,7 +7,7 @@ machine is killed is there when it boots again. A disk that lies about fsync can
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drills.recovering import leads
+from drills.recovering import leader
 from lib.fleet import Fleet
 from lib.waiting import wait_for
 
@@ -30,13 +30,6 @@ class Fault:
     failures: int
     lasts_s: float = 15
     prepare: Callable[[Fleet], Undo] = lambda _: lambda: None
-
-
-def leader(fleet: Fleet, service: str = "postgres") -> str:
-    """Who leads."""
-    found = leads(fleet, service)
-    assert found, f"{service} has no leader"
-    return found
 
 
 def on(where: Callable[[Fleet], list[str]], do: str, undo: str = "true") -> Callable[[Fleet], Undo]:

@@ -24,6 +24,13 @@ def leads(fleet: Fleet, service: str) -> str | None:
     return str(found) if found else None
 
 
+def leader(fleet: Fleet, service: str = "postgres") -> str:
+    """Who leads. Raises AssertionError when nobody does."""
+    found = leads(fleet, service)
+    assert found, f"{service} has no leader"
+    return found
+
+
 def recover(fleet: Fleet, incident: str, **arguments: str) -> str:
     """Type a recovery playbook; what it said in one line."""
     words = [word for name, value in {"confirm": "local", **arguments}.items() for word in ("-e", f"{name}={value}")]

@@ -6,14 +6,14 @@ faults.py; what it did cost is printed and kept in results/faults. FAULTS="host-
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
-from drills.faults import CUT, FAULTS, Fault, drop, leader, on
-from drills.recovering import leads
+from drills.faults import CUT, FAULTS, Fault, drop, on
+from drills.recovering import leader, leads
 from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
 from lib.client import artifact_writer, edge_client, register_and_login
@@ -118,46 +118,52 @@ def transaction(fleet: Fleet, prefix: str) -> Callable[[str], tuple[Outcome, str
     """A transaction through the pool of an API host, as the application; it is not tried again."""
 
     def write(key: str) -> tuple[Outcome, str | None]:
-        done = fleet.ssh("api1", TRANSACTION % f"{prefix}-{key}", check=False)
-        return ("ok", f"{prefix}-{key}") if done.returncode == 0 else ("unknown", done.stderr)
+        row = f"{prefix}-{key}"
+        done = fleet.ssh("api1", TRANSACTION % row, check=False)
+        return ("ok", row) if done.returncode == 0 else ("unknown", done.stderr)
 
     return write
 
 
-@pytest.mark.long
-def test_a_switchover_without_a_pause_cuts_transactions(healthy: Fleet, tmp_path: Path) -> None:
-    """The planned one lets them end first; one that neither a playbook nor the guards prepare does not.
-
-    Requests are no measure of it: what was not committed, the API does again.
-    """
-    guards = on(
-        lambda fleet: fleet.groups["api"], "systemctl stop arches-pool-guard", "systemctl start arches-pool-guard"
-    )
+@pytest.fixture
+def with_table(healthy: Fleet) -> Iterator[Fleet]:
+    """The fleet, with a table for those transactions."""
     sql(
         healthy,
         "CREATE TABLE IF NOT EXISTS drill_transactions (key text)",
         "GRANT INSERT ON drill_transactions TO PUBLIC",
     )
+    yield healthy
+    sql(healthy, "DROP TABLE drill_transactions")
+
+
+@pytest.mark.long
+def test_a_switchover_without_a_pause_cuts_transactions(with_table: Fleet, tmp_path: Path) -> None:
+    """The planned one lets them end first; one that neither a playbook nor the guards prepare does not.
+
+    Requests are no measure of it: what was not committed, the API does again.
+    """
+    fleet = with_table
+    guards = on(
+        lambda fleet: fleet.groups["api"], "systemctl stop arches-pool-guard", "systemctl start arches-pool-guard"
+    )
     planned, bare = History(tmp_path / "planned.jsonl"), History(tmp_path / "bare.jsonl")
+    with WriteLoad(planned, transaction(fleet, "planned")):
+        fleet.playbook("ansible/recover/postgres-switchover.yml", "-e", "confirm=local")
+    wait_for("the fleet is healthy", fleet.healthy, timeout_s=90, interval_s=1)
+    on_again = guards(fleet)
     try:
-        with WriteLoad(planned, transaction(healthy, "planned")):
-            healthy.playbook("ansible/recover/postgres-switchover.yml", "-e", "confirm=local")
-        wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
-        on_again = guards(healthy)
-        try:
-            with (
-                Load(healthy, "control-no-pause", tmp_path, RESULTS) as load,
-                WriteLoad(bare, transaction(healthy, "bare")),
-            ):
-                for _ in range(3):
-                    load.mark("switchover")
-                    healthy.ssh(leader(healthy), "patronictl switchover --force", timeout_s=120)
-                    wait_for("the fleet is healthy", healthy.healthy, timeout_s=90, interval_s=1)
-        finally:
-            on_again()
-        present = set(sql(healthy, "SELECT key FROM drill_transactions").split())
+        with (
+            Load(fleet, "control-no-pause", tmp_path, RESULTS) as load,
+            WriteLoad(bare, transaction(fleet, "bare")),
+        ):
+            for _ in range(3):
+                load.mark("switchover")
+                fleet.ssh(leader(fleet), "patronictl switchover --force", timeout_s=120)
+                wait_for("the fleet is healthy", fleet.healthy, timeout_s=90, interval_s=1)
     finally:
-        sql(healthy, "DROP TABLE drill_transactions")
+        on_again()
+    present = set(sql(fleet, "SELECT key FROM drill_transactions").split())
     print(f"transactions: planned {dict(planned.counts())}, without a pause {dict(bare.counts())}")
     print(f"requests without a pause: {load.verdict}")
     assert planned.counts()["ok"] == planned.counts()["invoke"] > 4

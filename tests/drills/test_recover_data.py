@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from drills.recovering import Writes, leads, recover, said
+from drills.recovering import Writes, leader, leads, recover, said
 from lib.client import stored
 from lib.fleet import Fleet
 from lib.history import lost
@@ -18,8 +18,7 @@ from lib.waiting import wait_for
 
 def test_the_leaders_host_is_lost_and_an_empty_machine_takes_its_place(writes: Writes) -> None:
     fleet = writes.fleet
-    gone = leads(fleet, "postgres")
-    assert gone
+    gone = leader(fleet)
     with writes.through():
         fleet.machines("killed", gone)
         wait_for("another one leads", lambda: leads(fleet, "postgres") not in (None, gone), timeout_s=60)
@@ -32,8 +31,7 @@ def test_the_leaders_host_is_lost_and_an_empty_machine_takes_its_place(writes: W
 
 
 def test_a_set_of_redis_that_cannot_choose_gets_a_leader(healthy: Fleet) -> None:
-    gone = leads(healthy, "redis")
-    assert gone
+    gone = leader(healthy, "redis")
     other = next(host for host in healthy.groups["data"] if host != gone)
 
     def missed_s() -> int:
@@ -62,9 +60,8 @@ def test_nothing_is_done_where_nothing_is_wrong(healthy: Fleet) -> None:
     assert "Every etcd member is part of the majority" in said(healthy, "etcd-member-replace")
     assert "Every standby streams" in said(healthy, "postgres-reinit-replica")
     assert "etcd has a majority" in said(healthy, "data-quorum-lost", gone="data2,data3")
-    leader = leads(healthy, "postgres")
-    assert leader
-    assert "postgres-switchover.yml" in said(healthy, "postgres-reinit-replica", host=leader)
+    first = leader(healthy)
+    assert "postgres-switchover.yml" in said(healthy, "postgres-reinit-replica", host=first)
     assert "choose one of" in said(healthy, "host-replace", host="data9")
     assert "even_if_it_answers=true" in said(healthy, "host-replace", host="api1")
     assert "edge-replace.yml" in said(healthy, "host-replace", host="edge1")
@@ -73,8 +70,7 @@ def test_nothing_is_done_where_nothing_is_wrong(healthy: Fleet) -> None:
 @pytest.mark.long
 def test_an_etcd_member_that_lost_its_data_joins_anew(writes: Writes) -> None:
     fleet = writes.fleet
-    gone = leads(fleet, "etcd")
-    assert gone
+    gone = leader(fleet, "etcd")
     with writes.through():
         fleet.ssh(gone, "systemctl stop etcd && rm -rf /var/lib/etcd/arches")
         recover(fleet, "etcd-member-replace")
@@ -108,9 +104,8 @@ def test_patroni_that_stopped_everywhere_is_started_and_leads(writes: Writes) ->
 @pytest.mark.long
 @pytest.mark.parametrize("who", ["replica", "leader"])
 def test_a_damaged_file_of_redis_is_set_aside(healthy: Fleet, who: str) -> None:
-    leader = leads(healthy, "redis")
-    hurt = leader if who == "leader" else next(host for host in healthy.groups["data"] if host != leader)
-    assert hurt
+    first = leader(healthy, "redis")
+    hurt = first if who == "leader" else next(host for host in healthy.groups["data"] if host != first)
     damage(healthy, hurt)
     if who == "leader":
         wait_for("another one leads", lambda: leads(healthy, "redis") not in (None, hurt), timeout_s=60)
@@ -121,15 +116,14 @@ def test_a_damaged_file_of_redis_is_set_aside(healthy: Fleet, who: str) -> None:
 
 @pytest.mark.long
 def test_where_every_file_of_redis_is_damaged_one_is_repaired(healthy: Fleet) -> None:
-    leader = leads(healthy, "redis")
-    assert leader
-    others = [host for host in healthy.groups["data"] if host != leader]
-    for host in (*others, leader):
+    first = leader(healthy, "redis")
+    others = [host for host in healthy.groups["data"] if host != first]
+    for host in (*others, first):
         damage(healthy, host)
     assert "-e repair=true" in said(healthy, "redis-aof-damaged")
     assert "Name with -e host=" in said(healthy, "redis-aof-damaged", repair="true")
-    output = recover(healthy, "redis-aof-damaged", host=leader, repair="true")
-    assert leads(healthy, "redis") == leader, output[-2000:]
+    output = recover(healthy, "redis-aof-damaged", host=first, repair="true")
+    assert leads(healthy, "redis") == first, output[-2000:]
     assert "uncated" in output, "on-call hears what was cut off"
     assert f"file of {' and '.join(others)} is damaged" in recover(healthy, "redis-aof-damaged")
     for host in healthy.groups["data"]:
@@ -198,10 +192,9 @@ def test_an_edge_is_built_anew(healthy: Fleet) -> None:
 @pytest.mark.long
 def test_two_of_three_data_hosts_are_lost(writes: Writes) -> None:
     fleet = writes.fleet
-    leader = leads(fleet, "postgres")
-    assert leader
+    first = leader(fleet)
     # The last one is a standby: it may lack the newest writes, and the plan says so.
-    survivor = next(host for host in fleet.groups["data"] if host != leader)
+    survivor = next(host for host in fleet.groups["data"] if host != first)
     gone = ",".join(host for host in fleet.groups["data"] if host != survivor)
     with writes.through():
         pass

@@ -8,10 +8,11 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drills.recovering import RESULTS, Writes, leads, recover, said
+from drills.recovering import RESULTS, Writes, leader, leads, recover, said
 from lib.client import edge_client, login, stored
 from lib.fleet import Fleet, PlaybookFailed
 from lib.history import lost
@@ -58,20 +59,25 @@ for key in sorted({one.key for one in host.versions() if one.key.startswith("pgb
 """
 
 
+def backups(fleet: Fleet, host: str) -> list[dict[str, Any]]:
+    """What pgBackRest's list in the store names, the oldest first, asked on a data host."""
+    listed = fleet.ssh(host, "runuser -u postgres -- pgbackrest --stanza=arches --output=json info").stdout
+    found: list[dict[str, Any]] = json.loads(listed)[0]["backup"]
+    return found
+
+
 @pytest.mark.long
 def test_deleted_backups_come_back_and_are_proven(healthy: Fleet) -> None:
-    leader = leads(healthy, "postgres")
-    assert leader
-    listed = "runuser -u postgres -- pgbackrest --stanza=arches --output=json info"
-    before = [one["label"] for one in json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]]
+    first = leader(healthy)
+    before = [one["label"] for one in backups(healthy, first)]
     assert before, "the fleet has made a backup"
-    healthy.ssh(leader, "python3 -", stdin=DELETE, timeout_s=300)
-    assert json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"] == []
+    healthy.ssh(first, "python3 -", stdin=DELETE, timeout_s=300)
+    assert backups(healthy, first) == []
     began = time.monotonic()
     assert before[0] in said(healthy, "backups-deleted")
     output = recover(healthy, "backups-deleted")
     print(f"backups-deleted: {time.monotonic() - began:.0f} s")
-    after = [one["label"] for one in json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]]
+    after = [one["label"] for one in backups(healthy, first)]
     assert set(before) < set(after), output[-2000:]
     assert "is gone" in said(healthy, "backups-deleted", at=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}")
 
@@ -86,12 +92,10 @@ rm /run/drill-prune.json
 
 @pytest.mark.long
 def test_where_nothing_deleted_comes_back_backups_begin_anew(healthy: Fleet) -> None:
-    leader = leads(healthy, "postgres")
-    assert leader
-    listed = "runuser -u postgres -- pgbackrest --stanza=arches --output=json info"
-    before = {one["label"] for one in json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]}
+    first = leader(healthy)
+    before = {one["label"] for one in backups(healthy, first)}
     assert "without -e new_chain=true" in said(healthy, "backups-deleted", new_chain="true"), "they are all there"
-    healthy.ssh(leader, "python3 -", stdin=DELETE, timeout_s=300)
+    healthy.ssh(first, "python3 -", stdin=DELETE, timeout_s=300)
     assert "without -e new_chain=true" in said(healthy, "backups-deleted", new_chain="true"), "they can come back"
     healthy.ssh("ops1", "bash -eu -", stdin=FOR_GOOD, timeout_s=300)
     assert "-e new_chain=true" in said(healthy, "backups-deleted")
@@ -99,7 +103,7 @@ def test_where_nothing_deleted_comes_back_backups_begin_anew(healthy: Fleet) -> 
     output = recover(healthy, "backups-deleted", new_chain="true")
     print(f"backups-deleted, a new chain: {time.monotonic() - began:.0f} s")
     assert "every moment before the full backup that is made now" in output
-    [made] = json.loads(healthy.ssh(leader, listed).stdout)[0]["backup"]
+    [made] = backups(healthy, first)
     assert made["type"] == "full" and made["label"] not in before
 
 
@@ -235,7 +239,7 @@ def test_a_leaked_secret_is_replaced_while_requests_go_on(writes: Writes, name: 
     if file:
         assert (fleet.state / "secrets" / file).read_text().strip() != former
     if name == "s3":
-        fleet.ssh(str(leads(fleet, "postgres")), "arches-backup differential", timeout_s=300)
+        fleet.ssh(leader(fleet), "arches-backup differential", timeout_s=300)
 
 
 @pytest.mark.long
