@@ -31,18 +31,29 @@ def leader(fleet: Fleet, service: str = "postgres") -> str:
     return found
 
 
+def words(**arguments: str) -> list[str]:
+    """Arguments of a playbook as they are typed."""
+    return [word for name, value in arguments.items() for word in ("-e", f"{name}={value}")]
+
+
+def keep(name: str, **figures: object) -> None:
+    """Print what a recovery cost, and keep it with the results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"{name}: {figures}")
+
+
 def recover(fleet: Fleet, incident: str, **arguments: str) -> str:
     """Type a recovery playbook; what it said in one line."""
-    words = [word for name, value in {"confirm": "local", **arguments}.items() for word in ("-e", f"{name}={value}")]
-    output = " ".join(fleet.playbook(f"{RECOVER}/{incident}.yml", *words, "-e", "restart=true").output.split())
+    typed = words(confirm="local", restart="true", **arguments)
+    output = " ".join(fleet.playbook(f"{RECOVER}/{incident}.yml", *typed).output.split())
     assert f"{incident}: recovered and proven" in output, output[-3000:]
     return output
 
 
 def said(fleet: Fleet, incident: str, **arguments: str) -> str:
     """What a recovery playbook says that changes nothing."""
-    words = [word for name, value in arguments.items() for word in ("-e", f"{name}={value}")]
-    result = fleet.playbook(f"{RECOVER}/{incident}.yml", *words, "-e", "restart=true", check=False)
+    result = fleet.playbook(f"{RECOVER}/{incident}.yml", *words(restart="true", **arguments), check=False)
     assert result.changed == 0 and "Nothing was changed" in result.output, result.output[-3000:]
     return " ".join(result.output.split())
 
@@ -79,8 +90,5 @@ class Writes:
             self.user = login(client, self.account)
         missing = lost(self.history, stored(self.fleet, self.user, self.history))
         counts = self.history.counts()
-        told = {"gap_s": round(self.gap_s, 1), "lost": len(missing), **counts, **figures}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
-        print(f"{name}: {told}")
+        keep(name, gap_s=round(self.gap_s, 1), lost=len(missing), **counts, **figures)
         assert missing == []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from drills.recovering import RESULTS, Writes, leader, leads, recover, said
+from drills.recovering import Writes, keep, leader, leads, recover, said
 from lib.client import edge_client, login, stored
 from lib.fleet import Fleet, PlaybookFailed
 from lib.history import lost
@@ -265,15 +265,8 @@ def test_everything_is_gone_but_git_the_bundle_and_the_store(writes: Writes, tmp
     missing = lost(writes.history, stored(fleet, writes.user, writes.history))
     oldest = min((e.at for e in writes.history.entries if e.event == "ok" and e.key in missing), default=gone)
     acknowledged = len(writes.history.acknowledged())
-    told = {
-        "rebuilt_in_s": round(took),
-        "acknowledged": acknowledged,
-        "lost": len(missing),
-        "rpo_s": round(gone - oldest),
-    }
-    print(f"fleet-rebuild: {told}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "fleet-rebuild.json").write_text(json.dumps(told, indent=2) + "\n")
+    rpo_s = round(gone - oldest)
+    keep("fleet-rebuild", rebuilt_in_s=round(took), acknowledged=acknowledged, lost=len(missing), rpo_s=rpo_s)
     assert acknowledged > len(missing) and gone - oldest < RPO_S
     with writes.through():
         pass

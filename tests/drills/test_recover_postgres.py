@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from drills.recovering import keep, words
 from lib.client import edge_client, register_and_login
 from lib.fleet import BIN, REPOSITORY, Fleet
 from lib.history import History, Outcome, WriteLoad, lost
@@ -23,7 +24,6 @@ from lib.postgres import leader, sql
 from lib.waiting import wait_for
 
 ROWS, REWIND = "ansible/recover/postgres-restore-row.yml", "ansible/recover/postgres-rewind-cluster.yml"
-RESULTS = REPOSITORY / "results" / "recover"
 STORE = "arches-versitygw"
 
 
@@ -96,24 +96,19 @@ def ids(victims: dict[str, str]) -> str:
     return ", ".join(f"'{identity}'" for identity in victims)
 
 
-def words(arguments: dict[str, str]) -> list[str]:
-    """Arguments as they are typed."""
-    return [word for name, value in arguments.items() for word in ("-e", f"{name}={value}")]
-
-
 def recover(fleet: Fleet, playbook: str, arguments: dict[str, str]) -> str:
     """Run a recovery playbook to its good end, whatever a drill before it has left; returns what it said."""
-    return " ".join(fleet.playbook(playbook, *words({**arguments, "restart": "true"})).output.split())
+    return " ".join(fleet.playbook(playbook, *words(**arguments, restart="true")).output.split())
 
 
 def go_on(fleet: Fleet, playbook: str, arguments: dict[str, str]) -> str:
     """Run it once more after an interruption."""
-    return " ".join(fleet.playbook(playbook, *words(arguments)).output.split())
+    return " ".join(fleet.playbook(playbook, *words(**arguments)).output.split())
 
 
 def said(fleet: Fleet, playbook: str, arguments: dict[str, str]) -> str:
     """What a recovery playbook says, however it ends; in one line."""
-    return " ".join(fleet.playbook(playbook, *words({**arguments, "restart": "true"}), check=False).output.split())
+    return " ".join(fleet.playbook(playbook, *words(**arguments, restart="true"), check=False).output.split())
 
 
 def killed_in(fleet: Fleet, playbook: str, arguments: dict[str, str], stage: str) -> None:
@@ -126,7 +121,7 @@ def killed_in(fleet: Fleet, playbook: str, arguments: dict[str, str], stage: str
         return any(json.loads(line).get("stage") == stage for line in lines)
 
     process = subprocess.Popen(
-        [BIN / "ansible-playbook", playbook, "-i", fleet.inventory, *words({**arguments, "restart": "true"})],
+        [BIN / "ansible-playbook", playbook, "-i", fleet.inventory, *words(**arguments, restart="true")],
         cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}, start_new_session=True,
     )  # fmt: skip
@@ -142,13 +137,6 @@ def killed_in(fleet: Fleet, playbook: str, arguments: dict[str, str], stage: str
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def keep(name: str, **figures: object) -> None:
-    """Print figures, and keep them with the results."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"{name}: {figures}")
 
 
 @pytest.fixture(scope="module")
