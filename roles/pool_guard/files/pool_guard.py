@@ -278,7 +278,7 @@ class Guard:
         self.say = say
         self.leader = ""
         self.turn = 0
-        # Polls in a row in which nobody said that it leads; how many are an alarm, and at most; whether one may be raised.
+        # Polls in a row in which nobody said that it leads; how many are an alarm, and at most; whether one may be.
         self.missed = 0
         self.enough, self.most = settings.polls, DOUBT * settings.polls
         self.armed = False
