@@ -240,15 +240,23 @@ class Client:
         """Send a request and note what became of it. Nothing that happens meanwhile takes it from the record."""
         try:
             answer = await self.send(request)
-            if answer is not None and request.operation == "create" and not request.failed:
-                request.id = answer.json()["id"]
-                self.users[request.user].artifacts.append(request.id)
+            if answer is not None and not request.failed:
+                self._learn(request, answer)
         except Exception as error:
             request.done, request.status = time.monotonic(), 0
             request.error = f"broken: {type(error).__name__}: {error}"[:200]
         if record is not None:
             line = {name: value for name, value in asdict(request).items() if name not in ("body", "path", "about")}
             record.write(json.dumps(line) + "\n")
+
+    def _learn(self, request: Request, answer: httpx.Response) -> None:
+        user = self.users[request.user]
+        if request.operation == "create":
+            request.id = answer.json()["id"]
+            user.artifacts.append(request.id)
+        elif request.operation == "login":
+            # A token lives for minutes, a walk through the fleet for longer; logins come often enough.
+            user.token = answer.json()["access_token"]
 
     async def capacity(self, seconds: float, workers: int = 6) -> float:
         """Served requests per second of a closed loop, which is bounded in time and by its workers."""
