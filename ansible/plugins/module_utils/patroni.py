@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
@@ -55,20 +56,22 @@ class Patroni:
     def wait_for(self, what: str, holds: Callable[[], t.Any], seconds: float) -> t.Any:
         """Poll until `holds` is truthy and return what it returned. Raises PatroniError after `seconds`."""
         deadline = time.monotonic() + seconds
-        last = ""
         while True:
-            try:
+            with contextlib.suppress(NoAnswer):
                 if value := holds():
                     return value
-                last = describe(self.get("/patroni"))
-            except NoAnswer as reason:
-                last = str(reason)
             if time.monotonic() > deadline:
                 raise PatroniError(
-                    f"{what}: not within {seconds:.0f} s; the member says: {last}. "
+                    f"{what}: not within {seconds:.0f} s; the member says: {self._said()}. "
                     f"Look at `journalctl -u patroni` there and at `patronictl list`."
                 )
             time.sleep(POLL_S)
+
+    def _said(self) -> str:
+        try:
+            return describe(self.get("/patroni"))
+        except NoAnswer as reason:
+            return str(reason)
 
     def in_place(self, synchronous: bool) -> str | None:
         """`primary` or `replica` once the member does its part, or None. Raises NoAnswer."""
