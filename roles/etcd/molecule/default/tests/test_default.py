@@ -1,11 +1,43 @@
 """etcd keeps what it was given, talks only to holders of a certificate, and never starts as somebody else."""
 
+import json
+
 import pytest
 
 from lib.waiting import wait_for
 
 TLS = "/etc/arches/tls"
 DATA = "/var/lib/etcd/arches"
+
+# Renews a lease as Patroni does, on many connections, while the member is stopped and started; prints what it was told.
+RENEW = """
+import http.client, json, ssl, subprocess, sys, threading
+host, tls = sys.argv[1:]
+context = ssl.create_default_context(cafile=tls + "/ca.crt")
+context.load_cert_chain(tls + "/host.crt", tls + "/host.key")
+def ask(path, body):
+    connection = http.client.HTTPSConnection(host, 2379, timeout=5, context=context)
+    connection.request("POST", path, json.dumps(body))
+    answer = connection.getresponse()
+    return answer.read().decode()
+lease = json.loads(ask("/v3/lease/grant", {"TTL": 600}))["ID"]
+said, over = {}, threading.Event()
+def renew():
+    while not over.is_set():
+        try:
+            answer = json.loads(ask("/v3/lease/keepalive", {"ID": lease}))
+            what = json.dumps(answer["error"]) if "error" in answer else "renewed"
+        except (OSError, http.client.HTTPException):
+            what = "no answer"
+        said[what] = said.get(what, 0) + 1
+threads = [threading.Thread(target=renew) for _ in range(8)]
+for thread in threads: thread.start()
+for _ in range(8):
+    subprocess.run(["systemctl", "restart", "etcd"], check=True)
+over.set()
+for thread in threads: thread.join()
+print(json.dumps(said))
+"""
 
 
 @pytest.fixture
@@ -62,6 +94,15 @@ def test_is_back_after_a_kill(host, etcdctl):
     host.run_expect([0], "systemctl kill -s KILL etcd")
     wait_until_healthy(etcdctl)
     assert etcdctl("get --print-value-only survives").stdout.strip() == "kill"
+
+
+def test_a_member_that_stops_gives_no_wrong_answer(host):
+    """Patroni asks another member when there is no answer, or the member says that it is unavailable (14)."""
+    address = host.interface("host0").addresses[0]
+    said = json.loads(host.check_output("python3 -c %s %s %s", RENEW, address, TLS))
+    wrong = {what: times for what, times in said.items() if what.startswith("{") and json.loads(what).get("code") != 14}
+    assert not wrong
+    assert said["renewed"] > 0 and said["no answer"] > 0, said
 
 
 def test_does_not_start_without_data_or_a_decision(host, etcdctl):
