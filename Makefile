@@ -4,6 +4,8 @@ FORMAT ?= table
 INVENTORY := inventories/$(ENV)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PLAY := ansible-playbook -i $(INVENTORY)
+# Local machines share this computer: with more of them at work at once than it has cores, users of the API wait.
+GENTLY := $(if $(filter local dev,$(ENV)),--forks $(shell nproc))
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -19,9 +21,8 @@ up: environment ## Bring the whole local fleet up (image, machines, site.yml); a
 	$(PLAY) ansible/up.yml
 	@ansible/bin/status $(INVENTORY) --format story
 
-# Local machines share this computer: with more of them at work at once than it has cores, users of the API wait.
 site: environment ## Make the environment ENV what git says
-	$(PLAY) site.yml $(if $(filter local dev,$(ENV)),--forks $(shell nproc))
+	$(PLAY) site.yml $(GENTLY)
 
 down: environment ## Destroy the local machines and their disks (asks when they hold old data; FORCE=1 does not); kept volumes stay unless DELETE_VOLUMES=1
 	$(PLAY) ansible/down.yml $(if $(FORCE),-e force=true) $(if $(DELETE_VOLUMES),-e delete_volumes=true)
@@ -84,7 +85,7 @@ rollback: environment ## Go back to the release that served before, or to a kept
 	$(PLAY) ansible/rollback.yml $(if $(RELEASE),-e release=$(RELEASE))
 
 scale: environment ## As many API hosts as API= says, without a failed request (REMOVE=api5 empties one where machines are not made from here)
-	$(PLAY) ansible/scale.yml $(if $(API),-e api=$(API)) $(if $(REMOVE),-e remove=$(REMOVE))
+	$(PLAY) ansible/scale.yml $(GENTLY) $(if $(API),-e api=$(API)) $(if $(REMOVE),-e remove=$(REMOVE))
 
 restart: environment ## Restart every service of the fleet, host by host, without a failed request (EDGE=false leaves the edge out)
 	$(PLAY) ansible/restart.yml $(if $(EDGE),-e edge=$(EDGE))

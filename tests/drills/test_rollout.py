@@ -17,6 +17,8 @@ from lib.variants import LEVEL, UNDO, publish
 from lib.waiting import wait_for
 
 DEPLOY, ROLLBACK, MIGRATE = "ansible/deploy.yml", "ansible/rollback.yml", "ansible/migrate.yml"
+# As `make site` and `make scale` do it.
+GENTLY = ["--forks", str(os.cpu_count())]
 REPEATS = range(int(os.environ.get("REPEATS", "1")))
 
 Record = Callable[[str, object], None]
@@ -183,9 +185,8 @@ def test_new_certificates_cost_nobody_a_request(
     """All of them by one run of site.yml, which restarts one after the other what reads them only at its start."""
     before = certificates(healthy)
     with Load(healthy, f"certificates-{repeat}", tmp_path) as load:
-        # Longer than they are made for: each of them is due. As `make site` does it.
-        forks = str(os.cpu_count())
-        healthy.playbook("site.yml", "--forks", forks, "-e", "certificates_renew_days=366", timeout_s=1800)
+        # Longer than they are made for: each of them is due.
+        healthy.playbook("site.yml", *GENTLY, "-e", "certificates_renew_days=366", timeout_s=1800)
     after = certificates(healthy)
     assert not {name for name in before if before[name] == after[name]}, "these certificates are still the old ones"
     clean(load, record_property)
@@ -198,7 +199,7 @@ def test_more_hosts_and_fewer_cost_nobody_a_request(
 ) -> None:
     with Load(healthy, f"scale-{repeat}", tmp_path) as load:
         for count in (5, 3):
-            said = healthy.playbook("ansible/scale.yml", "-e", f"api={count}", timeout_s=1800)
+            said = healthy.playbook("ansible/scale.yml", *GENTLY, "-e", f"api={count}", timeout_s=1800)
             assert f"{count} API hosts serve" in " ".join(said.output.split())
             load.mark(f"{count} hosts")
     clean(load, record_property)
