@@ -148,6 +148,23 @@ def ready(server: Server) -> httpx.Response:
     return httpx.get(f"{server.url}/health/ready", timeout=10)
 
 
+async def test_who_has_to_wait_for_a_connection_is_counted_and_served(paths: Paths, admin_url: str) -> None:
+    one = {"DATABASE_MAX_CONNECTIONS": "1", "DATABASE_CONNECTION_TIMEOUT": "20s"}
+    with serving(**{**paths.environment, **one}) as server, ThreadPoolExecutor(3) as threads:
+        person = Person(server.url, "queue@example.org")
+
+        def two_wait() -> bool:
+            lines = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").text.splitlines()
+            [waiting_now] = [float(line.split()[1]) for line in lines if line.startswith("arches_database_waiting ")]
+            return waiting_now >= 2
+
+        async with artifacts_locked(admin_url):
+            body = {"name": "queue", "text": "text"}
+            posts = [threads.submit(person.http.post, "/v1/artifacts", json=body) for _ in range(3)]
+            await asyncio.to_thread(wait_for, "two wait", two_wait, 10)
+        assert [post.result().status_code for post in posts] == [201] * 3
+
+
 def test_readiness_names_what_is_away(paths: Paths, server: Server) -> None:
     wait_for("ready", lambda: ready(server).status_code == 200, 5)
     paths.redis.set(Mode.REFUSE)

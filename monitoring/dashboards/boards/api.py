@@ -32,9 +32,10 @@ BOARD = board(
                  f"arches_http_request_seconds_bucket{{{HOSTS}}}"),
         ],
         [
-            lines("Database connections", "Connections of the API's own pools, and how many of them are idle.", "short",
+            lines("Database connections", "Connections of the API's own pools, how many are idle, and who waits for one.", "short",
                   (f"sum by (host) (arches_database_connections{{{HOSTS}}})", "{{host}} open"),
-                  (f"sum by (host) (arches_database_connections_idle{{{HOSTS}}})", "{{host}} idle")),
+                  (f"sum by (host) (arches_database_connections_idle{{{HOSTS}}})", "{{host}} idle"),
+                  (f"sum by (host) (arches_database_waiting{{{HOSTS}}})", "{{host}} waiting")),
             lines("Trouble with what it leans on", "Retried and lost transactions, and failed calls to Redis.", "cps",
                   (f"sum(rate(arches_database_retries_total{{{HOSTS}}}[$__rate_interval]))", "transactions retried"),
                   (f"sum(rate(arches_database_unavailable_total{{{HOSTS}}}[$__rate_interval]))", "transactions lost"),

@@ -131,7 +131,8 @@ class Database:
 
     async def _begin_once(self, patience: float) -> tuple[Connection, Any]:
         async with asyncio.timeout(max(patience, 0)):
-            connection = await self._opened().acquire()
+            with self._metrics.database_waiting.track_inprogress():
+                connection = await self._opened().acquire()
             transaction = connection.transaction()
             try:
                 await transaction.start()

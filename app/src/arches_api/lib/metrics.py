@@ -52,6 +52,9 @@ class Metrics:
         self.database_errors = Counter(
             "arches_database_unavailable_total", "Transactions refused or lost", registry=self.registry
         )
+        self.database_waiting = Gauge(
+            "arches_database_waiting", "Transactions that wait for a connection", registry=self.registry
+        )
         self.embedded = Counter(
             "arches_embeddings_total", "Embedding calls by outcome", ("purpose", "outcome"), registry=self.registry
         )
