@@ -32,7 +32,7 @@ BOARD = board(
                  f"arches_http_request_seconds_bucket{{{HOSTS}}}"),
         ],
         [
-            lines("Database connections", "Connections of the API's own pools, how many are idle, and who waits for one.", "short",
+            lines("Database connections", "The API's own connections, how many are idle, and who waits.", "short",
                   (f"sum by (host) (arches_database_connections{{{HOSTS}}})", "{{host}} open"),
                   (f"sum by (host) (arches_database_connections_idle{{{HOSTS}}})", "{{host}} idle"),
                   (f"sum by (host) (arches_database_waiting{{{HOSTS}}})", "{{host}} waiting")),
