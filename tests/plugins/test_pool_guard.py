@@ -371,29 +371,6 @@ def test_false_alarms_make_the_guard_slower_for_a_while(world: World, watch: Wat
     hold(watch)
 
 
-@pytest.mark.parametrize("planned", [False, True])
-def test_a_new_leader_may_answer_slowly_for_a_while(world: World, watch: Watch, planned: bool) -> None:
-    """Everybody who has waited comes at once; what another member says counts at once all the same."""
-    if planned:
-        world.planned.touch()
-    lose(world)
-    watch.poll(POLLS)
-    world.said[OTHER] = 200
-    watch.poll()
-    world.planned.unlink(missing_ok=True)
-    assert (world.paused, world.lines[-1]) == (False, f"{OTHER} leads")
-    world.said[OTHER] = SILENT
-    watch.poll(guard.DOUBT * POLLS - 1)
-    assert not world.paused
-    watch.poll()
-    assert world.paused
-    world.said[OTHER] = 200
-    watch.poll()
-    world.said = {LEADER: FOLLOWS, OTHER: FOLLOWS, THIRD: FOLLOWS}
-    watch.poll()
-    assert world.paused
-
-
 def test_what_an_earlier_guard_left_goes_on_at_once(world: World) -> None:
     world.paused = True
     world.mark.touch()

@@ -52,7 +52,6 @@ SLACK_S = 10
 # In good times so many polls ask the leader alone and the next one everybody: another may lead already.
 OTHERS_EVERY = 5
 # After an alarm that was none, the next one takes twice as many polls; at most so many times as many, and for so long.
-# After a change of leader it takes as many at once: everybody who has waited comes now, and its answers are slow.
 DOUBT = 8
 DOUBT_S = 60.0
 
@@ -278,9 +277,9 @@ class Guard:
         self.say = say
         self.leader = ""
         self.turn = 0
-        # Polls in a row in which nobody said that it leads; how many are an alarm, and at most; whether one may be.
+        # Polls in a row in which nobody said that it leads; how many are an alarm; whether one may be raised.
         self.missed = 0
-        self.enough, self.most = settings.polls, DOUBT * settings.polls
+        self.enough = settings.polls
         self.armed = False
         # Since when the pool is paused. What an earlier guard left is over.
         self.paused: float | None = 0.0 if mark.exists() else None
@@ -319,13 +318,12 @@ class Guard:
 
     def _alarm(self, why: str) -> None:
         """Let queries wait, unless they do already. Raises NoAnswer."""
-        self.alarmed = time.monotonic()
         if PLANNED.exists():
             self.say(f"{why}, and a plan holds the pool: nothing is done")
             # Whoever leads next does so as planned.
             self.leader = ""
-            self.enough = self.most
             return
+        self.alarmed = time.monotonic()
         # First the mark: whatever happens now, somebody knows that the pool may be paused.
         self.mark.touch()
         try:
@@ -353,7 +351,9 @@ class Guard:
         elif leader:
             self.pool.write()
             self.pool.resume()
-            self.enough = min(2 * self.enough, self.most) if leader == self.leader else self.most
+            self.enough = (
+                min(2 * self.enough, DOUBT * self.settings.polls) if leader == self.leader else self.settings.polls
+            )
             self._over(f"{leader} has acknowledged a write: queries go on after {time.monotonic() - since:.1f} s")
             self._lead(leader)
 
