@@ -7,9 +7,9 @@ docs/runbooks/README.md says which.
 
 import shlex
 
-from drills.recovering import leader
 from lib.drill import ALONE, RULE_FILE, Act, Drill, Lowered, monitoring_host, nothing, remove_series, write_series
 from lib.fleet import Fleet
+from lib.leaders import leader
 from lib.postgres import sql
 from lib.redis import redis
 from lib.waiting import wait_for

@@ -7,8 +7,8 @@ machine is killed is there when it boots again. A disk that lies about fsync can
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drills.recovering import leader
 from lib.fleet import Fleet
+from lib.leaders import leader
 from lib.waiting import wait_for
 
 Undo = Callable[[], object]

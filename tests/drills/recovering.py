@@ -18,19 +18,6 @@ RESULTS = REPOSITORY / "results" / "recover"
 RECOVER = "ansible/recover"
 
 
-def leads(fleet: Fleet, service: str) -> str | None:
-    """Who leads Postgres, Redis or etcd."""
-    found = fleet.status()[1][service]["leader"]
-    return str(found) if found else None
-
-
-def leader(fleet: Fleet, service: str = "postgres") -> str:
-    """Who leads. Raises AssertionError when nobody does."""
-    found = leads(fleet, service)
-    assert found, f"{service} has no leader"
-    return found
-
-
 def words(**arguments: str) -> list[str]:
     """Arguments of a playbook as they are typed."""
     return [word for name, value in arguments.items() for word in ("-e", f"{name}={value}")]

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from drills.faults import CUT, FAULTS, Fault, drop, on
-from drills.recovering import leader, leads
 from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
 from lib.client import artifact_writer, edge_client, register_and_login
 from lib.fleet import REPOSITORY, Fleet
 from lib.history import History, Outcome, WriteLoad, lost
+from lib.leaders import leader, leads
 from lib.postgres import sql
 from lib.redis import redis
 from lib.waiting import wait_for

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from drills.recovering import Writes, leader, leads, recover, said
+from drills.recovering import Writes, recover, said
 from lib.client import stored
 from lib.fleet import Fleet
 from lib.history import lost
+from lib.leaders import leader, leads
 from lib.postgres import sql
 from lib.redis import redis
 from lib.waiting import wait_for

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from drills.recovering import Writes, keep, leader, leads, recover, said
+from drills.recovering import Writes, keep, recover, said
 from lib.client import edge_client, login, stored
 from lib.fleet import Fleet, PlaybookFailed
 from lib.history import lost
+from lib.leaders import leader, leads
 from lib.plugins import load_plugin
 from lib.postgres import sql
 from lib.variants import publish

@@ -20,7 +20,8 @@ from drills.recovering import keep, words
 from lib.client import edge_client, register_and_login
 from lib.fleet import BIN, REPOSITORY, Fleet
 from lib.history import History, Outcome, WriteLoad, lost
-from lib.postgres import leader, sql
+from lib.leaders import leader
+from lib.postgres import sql
 from lib.waiting import wait_for
 
 ROWS, REWIND = "ansible/recover/postgres-restore-row.yml", "ansible/recover/postgres-rewind-cluster.yml"

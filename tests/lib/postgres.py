@@ -1,13 +1,7 @@
 """The fleet's Postgres, asked on the host that leads."""
 
 from lib.fleet import Fleet
-
-
-def leader(fleet: Fleet) -> str:
-    """Who leads Postgres."""
-    found = fleet.status()[1]["postgres"]["leader"]
-    assert found, "Postgres has no leader"
-    return str(found)
+from lib.leaders import leader
 
 
 def sql(fleet: Fleet, *statements: str) -> str:
