@@ -62,6 +62,10 @@ class Server:
             stderr=subprocess.STDOUT,
         )
 
+    def metrics(self) -> str:
+        """What Prometheus is told."""
+        return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text
+
     def wait_until_serving(self) -> None:
         """Raises TimeoutError with the process's output."""
         try:

@@ -115,7 +115,7 @@ def test_head_options_and_slashes(server: Server) -> None:
 
 def test_metrics_have_their_own_port(server: Server, person: Person) -> None:
     person.store("counted", "text")
-    text = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").text
+    text = server.metrics()
     assert 'arches_http_requests_total{method="POST",route="/v1/artifacts",status="201"}' in text
     assert 'arches_build_info{release="1.2.3-test"} 1.0' in text
     assert "arches_database_connections " in text

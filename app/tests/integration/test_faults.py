@@ -154,7 +154,7 @@ async def test_who_has_to_wait_for_a_connection_is_counted_and_served(paths: Pat
         person = Person(server.url, "queue@example.org")
 
         def two_wait() -> bool:
-            lines = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").text.splitlines()
+            lines = server.metrics().splitlines()
             [waiting_now] = [float(line.split()[1]) for line in lines if line.startswith("arches_database_waiting ")]
             return waiting_now >= 2
 

@@ -7,7 +7,6 @@ from collections.abc import Generator
 from uuid import UUID
 
 import asyncpg
-import httpx
 import pytest
 from api_support.embedder import StubEmbedder
 from api_support.forwarder import Paths
@@ -138,7 +137,7 @@ def stub() -> Generator[StubEmbedder]:
 
 def backlog(server: Server) -> float:
     """What the server's metrics say."""
-    text = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").text
+    text = server.metrics()
     return float(next(line for line in text.splitlines() if line.startswith("arches_embedding_backlog ")).split()[1])
 
 
