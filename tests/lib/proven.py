@@ -9,35 +9,79 @@ import os
 import re
 import subprocess
 import time
+from collections import defaultdict
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lib.fleet import REPOSITORY
 
 MARKS = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches")) / "proven"
 HOLDS_S = 7 * 86400
 # No scenario reads these. Everything else counts, also what few of them read: too much is proven, not too little.
-APART = re.compile(r"(docs|\.github|\.ci|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/|.*\.md$")
+APART = re.compile(
+    r"(docs|\.github|\.ci|app/(?:embedder/)?tests|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/|.*\.md$"
+)
+# A part counts for the scenarios that name it, themselves or through another part; what is in no part counts for all.
+SHARED, PLAYBOOKS = "molecule/", "playbooks"
+RUN = re.compile(
+    rf"({SHARED}|roles/\w+/|tests/lib/\w+\.py)"
+    r"|(?:site\.yml|Makefile|ansible/(?:\w+\.yml|(?:recover|tasks|restarts|templates)/))"
+)
+# Nothing is run because these name it.
+READ = re.compile(r"(?:app|monitoring|nginx)/")
+NAMED = {
+    "roles/{}/": re.compile(r"\b(?:role|name): +[\"']?(\w+)"),
+    "tests/lib/{}.py": re.compile(r"\blib(?:\.| import )(\w+)"),
+    "{}/": re.compile(r"[/\"'](app|monitoring|nginx)/"),
+    PLAYBOOKS: re.compile(r"[/\"'](?:ansible/\w+|site)\.yml"),
+}
+
+
+@dataclass
+class Part:
+    """Files that count together: their hash, and the parts that they name."""
+
+    hash: Any = field(default_factory=hashlib.sha256)
+    names: set[str] = field(default_factory=set)
 
 
 @cache
-def inputs(root: Path = REPOSITORY) -> str:
-    """Hash of every file of a checkout that counts, whether committed or not."""
+def parts(root: Path) -> dict[str, Part]:
+    """The parts of a checkout, whether committed or not; "" is what belongs to none."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root, capture_output=True, text=True, check=True,
     ).stdout.split("\0")  # fmt: skip
-    digest = hashlib.sha256()
+    found: dict[str, Part] = defaultdict(Part)
     for name in sorted(set(listed)):
         file = root / name
         if name and file.is_file() and not APART.match(name):
-            digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
+            run, read = RUN.match(name), READ.match(name)
+            part = found[run[1] or PLAYBOOKS if run else read[0] if read else ""]
+            content = file.read_bytes()
+            part.hash.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\0".encode())
+            text = content.decode(errors="ignore") if run else ""
+            part.names |= {form.format(said) for form, pattern in NAMED.items() for said in pattern.findall(text)}
+    return found
+
+
+def inputs(role: str, root: Path = REPOSITORY) -> str:
+    """Hash of every file of a checkout that counts for a role's scenarios."""
+    found = parts(root)
+    reached: set[str] = set()
+    new = {"", SHARED, f"roles/{role}/"}
+    while new:
+        reached |= new
+        new = {name for part in new for name in found[part].names if name in found} - reached
+    digest = hashlib.sha256("".join(f"{part}\0{found[part].hash.hexdigest()}" for part in sorted(reached)).encode())
     return digest.hexdigest()[:16]
 
 
 def mark(role: str, scenario: str) -> Path:
     """The file that is there when the scenario has passed with these inputs."""
-    return MARKS / f"{role}-{scenario}-{inputs()}"
+    return MARKS / f"{role}-{scenario}-{inputs(role)}"
 
 
 def proven(role: str, scenario: str) -> str:

@@ -8,44 +8,80 @@ from pathlib import Path
 import pytest
 
 from lib import proven
+from lib.fleet import REPOSITORY
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository with a role and a page."""
-    for name in (
-        "roles/redis/tasks/main.yml",
-        "docs/page.md",
-        "ansible/plugins/modules/pool.py",
-        "ansible/release.yml",
-        "inventories/local/hosts.yml",
-    ):
+    """A repository with a few roles: redis names the part `lib.waiting`, api a playbook which names the role nginx."""
+    for name, content in {
+        "roles/redis/tasks/main.yml": "",
+        "roles/redis/molecule/default/tests/test_redis.py": "from lib.waiting import wait_for",
+        "roles/api/molecule/default/prepare.yml": "import_playbook: ../../../../ansible/release.yml  # of ../app/src",
+        "roles/nginx/tasks/main.yml": "# As ansible/release.yml has it, with the role api.",
+        "roles/grafana/molecule/default/molecule.yml": "dashboards: ../../monitoring/dashboards",
+        "roles/s3/molecule/default/converge.yml": "roles: [{role: certificates}]",
+        "roles/certificates/tasks/main.yml": "",
+        "molecule/prepare.yml": "",
+        "tests/lib/waiting.py": "",
+        "tests/lib/drill.py": "",
+        "docs/page.md": "",
+        "ansible/plugins/modules/pool.py": "",
+        "ansible/release.yml": "role: nginx",
+        "app/src/api.py": "",
+        "monitoring/dashboards/api.json": '"playbook": "ansible/release.yml"',
+        "inventories/shared/services.yml": "",
+        "inventories/local/hosts.yml": "",
+    }.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("before")
+        file.write_text(content)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     return tmp_path
 
 
+ALL = {"redis", "api", "nginx", "grafana", "s3", "certificates"}
+
+
 @pytest.mark.parametrize(
-    ("name", "counts"),
+    ("name", "roles"),
     [
-        ("roles/redis/tasks/main.yml", True),
-        ("roles/redis/tasks/new.yml", True),
-        ("ansible/plugins/modules/pool.py", True),
+        ("roles/redis/tasks/main.yml", {"redis"}),
+        ("roles/redis/tasks/new.yml", {"redis"}),
+        ("tests/lib/waiting.py", {"redis"}),
+        ("tests/lib/drill.py", set()),
+        ("roles/certificates/tasks/main.yml", {"certificates", "s3"}),
+        ("roles/nginx/tasks/main.yml", {"nginx", "api"}),
         # Scenarios run playbooks, too.
-        ("ansible/release.yml", True),
-        ("docs/page.md", False),
-        ("inventories/local/hosts.yml", False),
+        ("ansible/release.yml", {"api"}),
+        ("monitoring/dashboards/api.json", {"grafana"}),
+        ("molecule/prepare.yml", ALL),
+        ("ansible/plugins/modules/pool.py", ALL),
+        ("inventories/shared/services.yml", ALL),
+        ("a_new_place/file", ALL),
+        ("docs/page.md", set()),
+        ("app/src/api.py", {"api"}),
+        ("app/tests/test_api.py", set()),
+        ("inventories/local/hosts.yml", set()),
     ],
 )
-def test_what_a_scenario_reads_counts(checkout: Path, name: str, counts: bool) -> None:
-    before = proven.inputs(checkout)
-    proven.inputs.cache_clear()
-    assert proven.inputs(checkout) == before
+def test_what_a_scenario_reads_counts(checkout: Path, name: str, roles: set[str]) -> None:
+    def all_inputs() -> dict[str, str]:
+        proven.parts.cache_clear()
+        return {role: proven.inputs(role, checkout) for role in ALL}
+
+    before = all_inputs()
+    assert all_inputs() == before
+    (checkout / name).parent.mkdir(exist_ok=True)
     (checkout / name).write_text("after")
-    proven.inputs.cache_clear()
-    assert (proven.inputs(checkout) != before) == counts
+    assert {role for role, now in all_inputs().items() if now != before[role]} == roles
+
+
+def test_every_module_that_a_scenario_imports_is_among_its_inputs() -> None:
+    """Held against this repository: the names that are looked for are those that are written."""
+    for role, modules in (("pool_guard", {"history", "waiting"}), ("collector", {"loki"})):
+        assert {f"tests/lib/{module}.py" for module in modules} <= proven.parts(REPOSITORY)[f"roles/{role}/"].names
+    assert proven.PLAYBOOKS in proven.parts(REPOSITORY)["roles/api/"].names
 
 
 def test_it_holds_for_a_week_and_is_the_roles_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
