@@ -139,6 +139,8 @@ def test_sigterm_finishes_what_was_admitted(release: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         request.join()
         assert [answer.status_code for answer in answers] == [200]
+        # Waited for here: a second SIGTERM, after the first one's handler has gone, would kill it.
+        assert service.process.wait(timeout=15) == 0
 
 
 def test_it_reports_to_nobody(release: Path, tmp_path: Path) -> None:
