@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nspawn.system import NspawnError
 
 from .conftest import Machines
 
+CORES = len(os.sched_getaffinity(0))
 # Connects, says so, and tells whether the other side closes within some seconds.
 LISTENER = """
 import socket, sys
@@ -75,6 +77,17 @@ def test_memory_is_limited_for_the_whole_machine(machines: Machines) -> None:
     take = "python3 -c 'print(len(b\"x\" * ({} << 20)))'"
     assert machines.ssh("a1", take.format(100)).stdout == f"{100 << 20}\n"
     assert machines.ssh("a1", take.format(300), check=False).returncode != 0
+
+
+def test_machines_come_before_what_works_beside_them(machines: Machines) -> None:
+    burn = "import time; end = time.monotonic() + 3\nwhile time.monotonic() < end: pass\nprint(time.process_time())"
+    # Twice as many as there are cores: with equal shares the machine would get a third of one.
+    beside = [
+        subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE, text=True) for _ in range(2 * CORES)
+    ]
+    inside = float(machines.ssh("a1", f"python3 -c '{burn}'").stdout)
+    others = [float(process.communicate(timeout=20)[0]) for process in beside]
+    assert inside > 1.5 * sum(others) / len(others), (inside, others)
 
 
 def test_killed_is_silence_and_keeps_the_disk(machines: Machines) -> None:

@@ -258,9 +258,16 @@ def test_processes_are_told_apart_by_their_groups(tmp_path: Path, monkeypatch: p
 
 
 def test_under_systemd_a_machine_is_a_delegated_scope(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nspawn.cgroup.run", lambda *argv, **_: subprocess.CompletedProcess(argv, 3, "", ""))
+    commands: list[tuple[str, ...]] = []
+
+    def run(*argv: str, **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(argv)
+        return subprocess.CompletedProcess(argv, 3, "", "")
+
+    monkeypatch.setattr("nspawn.cgroup.run", run)
     scope = SystemdScope("t1-a")
     scope.limit(512, 1.5)
+    assert ("systemctl", "set-property", "--runtime", "arches.slice", "CPUWeight=1000") in commands
     command = scope.command()
     assert command[:2] == ["systemd-run", "--scope"]
     assert {"--unit=arches-t1-a.scope", "--property=Delegate=yes", "--property=MemoryMax=512M"} < set(command)

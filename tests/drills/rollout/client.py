@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import secrets
 import signal
@@ -301,6 +302,10 @@ class Client:
 
 async def main(options: argparse.Namespace) -> None:
     """Calibrate, say so, and send until SIGTERM."""
+    # Nobody outside waits for a core of this computer, which the fleet and Ansible keep busy. Without the right to that
+    # the client's own waiting is counted as the API's. Being nice would not do: it counts only inside of a session.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     client = Client(options.address, options.name, options.ca, options.port)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
