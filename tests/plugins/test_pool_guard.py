@@ -424,6 +424,28 @@ def test_a_slow_answer_counts_when_it_comes(world: World, monkeypatch: pytest.Mo
     assert world.asked.count(LEADER) == 1
 
 
+@pytest.mark.parametrize(("accepts", "pauses_s"), [(True, 1.0), (False, 0.6)])
+def test_a_busy_leader_has_more_time_than_a_lost_one(
+    accepts: bool, pauses_s: float, world: World, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = threading.Event()
+
+    def silent(address: str, _port: int, _connect_s: float, _context: object, connected: Callable[[], None]) -> int:
+        if address == LEADER:
+            if accepts:
+                connected()
+            ends.wait(10)
+        return world.said[address]
+
+    monkeypatch.setattr(guard, "primary_status", silent)
+    heard = world.now
+    watch.guard.members.settings = settings(answer_s=0.02)
+    while not world.paused and world.now < heard + 5:
+        watch.poll()
+    ends.set()
+    assert world.now - heard == pytest.approx(pauses_s, abs=0.1)
+
+
 def message(kind: bytes, content: bytes) -> bytes:
     return kind + struct.pack("!I", len(content) + 4) + content
 
@@ -499,12 +521,15 @@ def test_there_is_no_console(tmp_path: Path) -> None:
         guard.tell(str(tmp_path / "none"), "PAUSE arches", 1)
 
 
-@pytest.mark.parametrize("silence", ["refused", "hangs"])
-def test_a_member_that_says_nothing_is_silent(silence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("silence", "accepted"), [("refused", 0), ("hangs", 1)])
+def test_a_member_that_says_nothing_is_silent(silence: str, accepted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped Patroni leaves a socket that accepts connections and never answers."""
     monkeypatch.setattr(guard, "PATIENCE_S", 0.1)
+    told: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         if silence == "refused":
             server.close()
-        assert guard.primary_status("127.0.0.1", port, 0.1, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) == SILENT
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        assert guard.primary_status("127.0.0.1", port, 0.1, context, lambda: told.append("connected")) == SILENT
+    assert len(told) == accepted

@@ -38,6 +38,8 @@ PLANNED = Path("/run/systemd/transient/arches-pool-resume.timer")
 SOCKETS = "/run/postgresql"
 # As long as HAProxy waits for an answer: what it does not give up is not given up here.
 PATIENCE_S = 2.0
+# So long a leader may be silent that has accepted a connection: it is busy, or hangs, and its host is not lost.
+BUSY_S = 1.0
 # What was heard while something else took its time is old after this.
 FRESH_S = 1.0
 # So long an answer of the pool's console or of the leader may take.
@@ -79,14 +81,17 @@ class Settings(NamedTuple):
     password: str
 
 
-def primary_status(address: str, port: int, connect_s: float, context: ssl.SSLContext) -> int:
-    """Status of Patroni's /primary: 200 on the leader; 0 for silence."""
+def primary_status(
+    address: str, port: int, connect_s: float, context: ssl.SSLContext, connected: Callable[[], None]
+) -> int:
+    """Status of Patroni's /primary: 200 on the leader; 0 for silence. `connected` is told of a connection."""
     connection = http.client.HTTPSConnection(address, port, context=context)
     try:
         plain = socket.create_connection((address, port), connect_s)
+        connected()
         plain.settimeout(PATIENCE_S)
         connection.sock = context.wrap_socket(plain, server_hostname=address)
-        connection.request("GET", "/primary")
+        connection.request("OPTIONS", "/primary")
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return 0
@@ -102,11 +107,17 @@ class Members:
         self.context = context
         self.threads = concurrent.futures.ThreadPoolExecutor(len(settings.members))
         self.asked: dict[str, concurrent.futures.Future[tuple[int, float]]] = {}
+        self.connected: set[str] = set()
+
+    def busy(self, name: str) -> bool:
+        """Whether a member has accepted the connection, and has not answered yet."""
+        return name in self.asked and name in self.connected
 
     def ask(self, names: Iterable[str]) -> tuple[str, set[str]]:
         """Who says that it leads (empty: nobody), and who said that it does not."""
         for name in names:
             if name not in self.asked:
+                self.connected.discard(name)
                 self.asked[name] = self.threads.submit(self._answer, name)
         denied: set[str] = set()
         who = {future: name for name, future in self.asked.items()}
@@ -124,8 +135,9 @@ class Members:
 
     def _answer(self, name: str) -> tuple[int, float]:
         """What a member says, and when it was heard."""
-        port, connect_s = self.settings.patroni_port, self.settings.connect_s
-        return primary_status(self.settings.members[name], port, connect_s, self.context), time.monotonic()
+        address, port, connect_s = self.settings.members[name], self.settings.patroni_port, self.settings.connect_s
+        status = primary_status(address, port, connect_s, self.context, lambda: self.connected.add(name))
+        return status, time.monotonic()
 
 
 def tell(console: str, command: str, seconds: float) -> list[dict[str, str]]:
@@ -276,6 +288,8 @@ class Guard:
         self.mark = mark
         self.say = say
         self.leader = ""
+        # When it said so.
+        self.heard = 0.0
         self.turn = 0
         # Polls in a row in which nobody said that it leads; how many are an alarm; whether one may be raised.
         self.missed = 0
@@ -301,18 +315,24 @@ class Guard:
             self._lead(leader)
         else:
             self.missed += 1
-            # Silence is heard twice at least, so that all were asked; a plain answer needs no second one.
-            if not self.armed or (self.leader not in denied and self.missed < max(self.enough, 2)):
+            if not self.armed or (self.leader not in denied and self._may_be_slow()):
                 return
             if denied:
                 self._alarm("nobody leads")
             else:
                 self.say("no member answers: nothing is done")
 
+    def _may_be_slow(self) -> bool:
+        """Whether the leader's silence is no alarm yet."""
+        # It is heard twice at least, so that all were asked.
+        if self.missed < max(self.enough, 2):
+            return True
+        return self.members.busy(self.leader) and time.monotonic() - self.heard < BUSY_S
+
     def _lead(self, leader: str) -> None:
         if leader != self.leader:
             self.say(f"{leader} leads")
-        self.leader, self.missed, self.armed = leader, 0, True
+        self.leader, self.heard, self.missed, self.armed = leader, time.monotonic(), 0, True
         if time.monotonic() - self.alarmed > DOUBT_S:
             self.enough = self.settings.polls
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""A member as HAProxy sees it: GET /primary says 200 where /run/leader exists, port 5432 says its name and echoes."""
+"""A member as HAProxy sees it: OPTIONS /primary says 200 where /run/leader exists; port 5432 echoes after its name."""
 
 import http.server
 import os
@@ -13,7 +13,7 @@ import threading
 class Patroni(http.server.BaseHTTPRequestHandler):
     """Patroni's REST interface, one path of it."""
 
-    def do_GET(self) -> None:
+    def do_OPTIONS(self) -> None:
         """Answer 200, 503, or 404 for anything but /primary."""
         leads = 200 if os.path.exists("/run/leader") else 503
         self.send_response(leads if self.path == "/primary" else 404)

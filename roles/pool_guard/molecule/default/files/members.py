@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Patroni of several members, `name=address` each; what GET /primary says is in /run/member-<name>."""
+"""Patroni of several members, `name=address` each; what OPTIONS /primary says is in /run/member-<name>."""
 
 import http.server
 import ssl
@@ -14,7 +14,7 @@ class Patroni(http.server.BaseHTTPRequestHandler):
 
     name = ""
 
-    def do_GET(self) -> None:
+    def do_OPTIONS(self) -> None:
         """200 for the leader, 503 for who follows, nothing for who hangs."""
         role = Path(f"/run/member-{self.name}").read_text().strip()
         if role == "hangs":
