@@ -53,11 +53,12 @@ CHECKS = [
 
 @dataclass
 class Tally:
-    """Counts of one run and the time each step took, in seconds."""
+    """Counts of one run and the time each step and each test took, in seconds."""
 
     passed: int = 0
     failed: int = 0
     steps: dict[str, float] = field(default_factory=dict)
+    tests: dict[str, float] = field(default_factory=dict)
     # Steps that run beside each other print what they have to say when they end.
     beside: bool = False
 
@@ -84,6 +85,7 @@ def run(tally: Tally, name: str, command: list[str]) -> bool:
         passed, failed = (passed if tests else 0), 1
     tally.passed += passed
     tally.failed += failed
+    tally.tests |= _durations(report) if tests else {}
     print(f"=== {name}: {'ok' if not done.returncode else 'FAILED'} in {tally.steps[name]:.1f} s", flush=True)
     return not done.returncode
 
@@ -95,6 +97,13 @@ def _counts(report: Path) -> tuple[int, int]:
     counts = [{k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")} for suite in suites]
     failed = sum(c["failures"] + c["errors"] for c in counts)
     return sum(c["tests"] - c["skipped"] for c in counts) - failed, failed
+
+
+def _durations(report: Path) -> dict[str, float]:
+    if not report.exists():
+        return {}
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    return {f"{case.get('classname')}.{case.get('name')}": float(case.get("time", 0)) for case in cases}
 
 
 def check(tally: Tally) -> None:
@@ -215,9 +224,10 @@ def main(names: list[str]) -> int:
     tally = Tally()
     for name in names:
         layers[name](tally)
-    print("slowest steps:")
-    for step, seconds in sorted(tally.steps.items(), key=lambda item: -item[1])[:10]:
-        print(f"  {seconds:7.1f} s  {step}")
+    for what, times in (("steps", tally.steps), ("tests", tally.tests)):
+        print(f"slowest {what}:")
+        for name, seconds in sorted(times.items(), key=lambda item: -item[1])[:12]:
+            print(f"  {seconds:7.1f} s  {name}")
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
 
