@@ -10,6 +10,7 @@ import pytest
 from lib.client import artifact_writer, register_and_login, stored
 from lib.fleet import Fleet
 from lib.history import History, WriteLoad, lost
+from lib.leaders import leader, leads
 from lib.waiting import wait_for
 
 
@@ -25,11 +26,11 @@ def test_writes_survive_the_loss_of_the_leaders_host(
     Its lease alone lasts 20 s: the watchers have ended it.
     """
     history = History(tmp_path / "history.jsonl")
-    leader = healthy.status()[1]["postgres"]["leader"]
+    former = leader(healthy)
     with WriteLoad(history, artifact_writer(healthy, user)):
         wait_for("the load runs", lambda: acknowledged(history) >= 50, timeout_s=30)
         killed_at = time.monotonic()
-        healthy.machines("killed", leader)
+        healthy.machines("killed", former)
         dead_at = time.monotonic()
         wait_for(
             "writes go on",
@@ -41,33 +42,33 @@ def test_writes_survive_the_loss_of_the_leaders_host(
         ended_at = time.monotonic()
     gap = history.longest_gap_s(killed_at, ended_at)
     record_property("write_gap_s", round(gap, 1))
-    print(f"leader {leader} lost: longest gap between acknowledged writes {gap:.1f} s, {dict(history.counts())}")
+    print(f"leader {former} lost: longest gap between acknowledged writes {gap:.1f} s, {dict(history.counts())}")
     assert gap <= 20
     assert lost(history, stored(healthy, user, history)) == []
     assert acknowledged(history) > 100
 
-    after = healthy.status()[1]["postgres"]["leader"]
-    assert after not in (None, leader)
-    healthy.machines("present", leader)
+    after = leader(healthy)
+    assert after != former
+    healthy.machines("present", former)
     wait_for("the lost host is back in its place", healthy.healthy, timeout_s=120, interval_s=1)
-    assert healthy.status()[1]["postgres"]["leader"] == after
+    assert leader(healthy) == after
 
 
 def test_the_api_answers_while_redis_fails_over(healthy: Fleet, api: httpx.Client, user: dict[str, str]) -> None:
-    leader = healthy.status()[1]["redis"]["leader"]
-    healthy.ssh(leader, "systemctl kill -s KILL redis-server; systemctl stop redis-server")
+    former = leader(healthy, "redis")
+    healthy.ssh(former, "systemctl kill -s KILL redis-server; systemctl stop redis-server")
     try:
         for n in range(10):
             answer = api.post("/v1/artifacts", json={"name": f"during-{n}", "text": "Redis is away"}, headers=user)
             assert answer.status_code == 201, answer.text
         wait_for(
             "Sentinel chose another leader",
-            lambda: healthy.status()[1]["redis"]["leader"] not in (None, leader),
+            lambda: leads(healthy, "redis") not in (None, former),
             timeout_s=40,
             interval_s=1,
         )
     finally:
-        healthy.ssh(leader, "systemctl start redis-server")
+        healthy.ssh(former, "systemctl start redis-server")
     register_and_login(api)
 
 

@@ -7,24 +7,25 @@ from pathlib import Path
 from lib.client import artifact_writer, stored
 from lib.fleet import Fleet
 from lib.history import History, WriteLoad, lost
+from lib.leaders import leader
 from lib.waiting import wait_for
 
 PLAYBOOK = "ansible/recover/postgres-switchover.yml"
 
 
 def test_a_switchover_without_a_confirmation_changes_nothing(healthy: Fleet) -> None:
-    before = healthy.status()[1]["postgres"]["leader"]
+    before = leader(healthy)
     result = healthy.playbook(PLAYBOOK, check=False)
     assert f"{before} leads Postgres" in result.output and "Nothing was changed" in result.output
     assert result.changed == 0
-    assert healthy.status()[1]["postgres"]["leader"] == before
+    assert leader(healthy) == before
 
 
 def test_no_request_fails_while_another_member_takes_over(
     healthy: Fleet, user: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     history = History(tmp_path / "history.jsonl")
-    before = healthy.status()[1]["postgres"]["leader"]
+    before = leader(healthy)
     candidate = healthy.status()[1]["postgres"]["sync"][-1]
     with WriteLoad(history, artifact_writer(healthy, user)):
         wait_for("the load runs", lambda: history.counts()["ok"] >= 50, timeout_s=30)
@@ -40,5 +41,5 @@ def test_no_request_fails_while_another_member_takes_over(
     assert counts["ok"] == counts["invoke"] > 100
     assert lost(history, stored(healthy, user, history)) == []
     assert "recovered and proven" in result.output
-    assert healthy.status()[1]["postgres"]["leader"] == candidate
+    assert leader(healthy) == candidate
     assert gap <= 8
