@@ -116,6 +116,26 @@ async def test_each_way_of_searching_uses_its_plan(admin_url: str, tenants: dict
     await connection.close()
 
 
+async def test_the_question_is_read_once_and_not_for_every_row(admin_url: str, tenants: dict[str, UUID]) -> None:
+    """In a plan for any values, which a connection comes to after some searches, a parameter is no constant."""
+    connection = await asyncpg.connect(admin_url, server_settings={"plan_cache_mode": "force_generic_plan"})
+    near = Embedding(as_sql(clustered(1, 0)[0]), MODEL, 384)
+    plan: list[str] = []
+
+    class Preparing:
+        """Explains the plan for any values instead of running a search."""
+
+        async def fetch(self, statement: str, *values: object) -> list[object]:
+            await connection.execute(f"PREPARE search AS {statement}")
+            given = ", ".join(f"'{value}'" for value in values)
+            plan.extend(row[0] for row in await connection.fetch(f"EXPLAIN (VERBOSE) EXECUTE search ({given})"))
+            return []
+
+    await artifacts.search_exact(Preparing(), tenants["large"], near, 10)  # type: ignore[arg-type]
+    await connection.close()
+    assert "\n".join(plan).count("::halfvec") == 1, plan
+
+
 def test_a_large_organization_is_searched_by_the_index(forwarders: Paths, admin_url: str) -> None:
     with serving(**forwarders.environment, SEARCH_EXACT_ROWS="3") as server:
         person = Person(server.url, "large@example.org")
