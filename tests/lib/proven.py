@@ -24,9 +24,10 @@ APART = re.compile(
     r"(docs|\.github|\.ci|app/(?:embedder/)?tests|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/|tests/run\.py$|.*\.md$"
 )
 # A part counts for the scenarios that name it, themselves or through another part; what is in no part counts for all.
+# A role that is named comes without its own scenarios.
 SHARED, PLAYBOOKS = "molecule/", "playbooks"
 RUN = re.compile(
-    rf"({SHARED}|roles/\w+/|tests/lib/\w+\.py)"
+    rf"({SHARED}|roles/\w+/(?:molecule/)?|tests/lib/\w+\.py)"
     r"|(?:site\.yml|Makefile|ansible/(?:\w+\.yml|(?:recover|tasks|restarts|templates)/))"
 )
 # Nothing is run because these name it.
@@ -71,7 +72,7 @@ def inputs(role: str, root: Path = REPOSITORY) -> str:
     """Hash of every file of a checkout that counts for a role's scenarios."""
     found = parts(root)
     reached: set[str] = set()
-    new = {"", SHARED, f"roles/{role}/"}
+    new = {"", SHARED, f"roles/{role}/", f"roles/{role}/molecule/"}
     while new:
         reached |= new
         new = {name for part in new for name in found[part].names if name in found} - reached

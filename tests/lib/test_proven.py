@@ -22,6 +22,7 @@ def checkout(tmp_path: Path) -> Path:
         "roles/grafana/molecule/default/molecule.yml": "dashboards: ../../monitoring/dashboards",
         "roles/s3/molecule/default/converge.yml": "roles: [{role: certificates}]",
         "roles/certificates/tasks/main.yml": "",
+        "roles/certificates/molecule/default/converge.yml": "",
         "molecule/prepare.yml": "",
         "tests/lib/waiting.py": "",
         "tests/lib/drill.py": "",
@@ -49,6 +50,7 @@ ALL = {"redis", "api", "nginx", "grafana", "s3", "certificates"}
         ("roles/redis/tasks/main.yml", {"redis"}),
         ("roles/redis/tasks/new.yml", {"redis"}),
         ("tests/lib/waiting.py", {"redis"}),
+        ("roles/certificates/molecule/default/converge.yml", {"certificates"}),
         ("tests/lib/drill.py", set()),
         ("roles/certificates/tasks/main.yml", {"certificates", "s3"}),
         ("roles/nginx/tasks/main.yml", {"nginx", "api"}),
@@ -80,8 +82,10 @@ def test_what_a_scenario_reads_counts(checkout: Path, name: str, roles: set[str]
 def test_every_module_that_a_scenario_imports_is_among_its_inputs() -> None:
     """Held against this repository: the names that are looked for are those that are written."""
     for role, modules in (("pool_guard", {"history", "waiting"}), ("collector", {"loki"})):
-        assert {f"tests/lib/{module}.py" for module in modules} <= proven.parts(REPOSITORY)[f"roles/{role}/"].names
-    assert proven.PLAYBOOKS in proven.parts(REPOSITORY)["roles/api/"].names
+        assert {f"tests/lib/{module}.py" for module in modules} <= proven.parts(REPOSITORY)[
+            f"roles/{role}/molecule/"
+        ].names
+    assert proven.PLAYBOOKS in proven.parts(REPOSITORY)["roles/api/molecule/"].names
 
 
 def test_it_holds_for_a_week_and_is_the_roles_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
