@@ -79,31 +79,36 @@ def run(tally: Tally, name: str, command: list[str]) -> bool:
     tally.steps[name] = time.monotonic() - started
     if capture and (done.returncode or tests):
         print(f"--- {name}\n{done.stdout}", flush=True)
-    passed, failed = _counts(report) if tests else (1, 0)
+    passed, failed = 1, 0
+    if tests:
+        seen = _read(report)
+        passed, failed = _counts(seen)
+        tally.tests |= _durations(seen)
     if done.returncode and not failed:
         # Also a runner that broke before it could report is a failure.
         passed, failed = (passed if tests else 0), 1
     tally.passed += passed
     tally.failed += failed
-    tally.tests |= _durations(report) if tests else {}
     print(f"=== {name}: {'ok' if not done.returncode else 'FAILED'} in {tally.steps[name]:.1f} s", flush=True)
     return not done.returncode
 
 
-def _counts(report: Path) -> tuple[int, int]:
-    if not report.exists():
-        return 0, 0
-    suites = ElementTree.parse(report).getroot().iter("testsuite")
+def _read(report: Path) -> ElementTree.Element:
+    """What pytest has written; nothing where it broke before it could."""
+    return ElementTree.parse(report).getroot() if report.exists() else ElementTree.Element("testsuites")
+
+
+def _counts(report: ElementTree.Element) -> tuple[int, int]:
+    suites = report.iter("testsuite")
     counts = [{k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")} for suite in suites]
     failed = sum(c["failures"] + c["errors"] for c in counts)
     return sum(c["tests"] - c["skipped"] for c in counts) - failed, failed
 
 
-def _durations(report: Path) -> dict[str, float]:
-    if not report.exists():
-        return {}
-    cases = ElementTree.parse(report).getroot().iter("testcase")
-    return {f"{case.get('classname')}.{case.get('name')}": float(case.get("time", 0)) for case in cases}
+def _durations(report: ElementTree.Element) -> dict[str, float]:
+    return {
+        f"{case.get('classname')}.{case.get('name')}": float(case.get("time", 0)) for case in report.iter("testcase")
+    }
 
 
 def check(tally: Tally) -> None:

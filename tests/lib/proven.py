@@ -48,6 +48,14 @@ class Part:
     names: set[str] = field(default_factory=set)
 
 
+def part_of(name: str) -> str:
+    """The part that a file belongs to; "" where it belongs to none."""
+    if run := RUN.match(name):
+        return run[1] or PLAYBOOKS
+    read = READ.match(name)
+    return read[0] if read else ""
+
+
 @cache
 def parts(root: Path) -> dict[str, Part]:
     """The parts of a checkout, whether committed or not; "" is what belongs to none."""
@@ -59,12 +67,12 @@ def parts(root: Path) -> dict[str, Part]:
     for name in sorted(set(listed)):
         file = root / name
         if name and file.is_file() and not APART.match(name):
-            run, read = RUN.match(name), READ.match(name)
-            part = found[run[1] or PLAYBOOKS if run else read[0] if read else ""]
             content = file.read_bytes()
+            part = found[part_of(name)]
             part.hash.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\0".encode())
-            text = content.decode(errors="ignore") if run else ""
-            part.names |= {form.format(said) for form, pattern in NAMED.items() for said in pattern.findall(text)}
+            if RUN.match(name):
+                text = content.decode(errors="ignore")
+                part.names |= {form.format(said) for form, pattern in NAMED.items() for said in pattern.findall(text)}
     return found
 
 
