@@ -21,7 +21,8 @@ MARKS = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches")) / "proven"
 HOLDS_S = 7 * 86400
 # No scenario reads these. Everything else counts, also what few of them read: too much is proven, not too little.
 APART = re.compile(
-    r"(docs|\.github|\.ci|app/(?:embedder/)?tests|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/|tests/run\.py$|.*\.md$"
+    r"(docs|\.github|\.ci|app/(?:embedder/)?tests|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/"
+    r"|tests/\w+\.py$|.*\.md$"
 )
 # A part counts for the scenarios that name it, themselves or through another part; what is in no part counts for all.
 # A role that is named comes without its own scenarios.

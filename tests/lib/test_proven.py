@@ -1,4 +1,4 @@
-"""What was proven is proven until something that counts has changed, or a week is over."""
+"""What was proven is proven until something that counts has changed, or a week is over; CI tries what has changed."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import changed_roles
 from lib import proven
 from lib.fleet import REPOSITORY
 
@@ -77,6 +78,31 @@ def test_what_a_scenario_reads_counts(checkout: Path, name: str, roles: set[str]
     (checkout / name).parent.mkdir(exist_ok=True)
     (checkout / name).write_text("after")
     assert {role for role, now in all_inputs().items() if now != before[role]} == roles
+
+
+def test_ci_tries_the_roles_that_changed_since_the_branch_began(checkout: Path) -> None:
+    def commit(name: str) -> None:
+        author = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(name)
+        changed_roles.git("add", ".", root=checkout)
+        changed_roles.git(*author, "commit", "--quiet", "-m", name, root=checkout)
+
+    for role in ("s3", "certificates", "redis"):
+        (checkout / f"roles/{role}/molecule/default").mkdir(parents=True, exist_ok=True)
+        (checkout / f"roles/{role}/molecule/default/molecule.yml").touch()
+    commit("docs/page.md")
+    changed_roles.git("switch", "--quiet", "--create", "branch", root=checkout)
+    commit("roles/certificates/tasks/main.yml")
+    changed_roles.git("switch", "--quiet", "-", root=checkout)
+    # What others did meanwhile is theirs.
+    commit("roles/redis/tasks/main.yml")
+    main = changed_roles.git("rev-parse", "HEAD", root=checkout)
+    changed_roles.git("switch", "--quiet", "branch", root=checkout)
+    assert changed_roles.changed(main, checkout) == ["certificates", "s3"]
+    assert changed_roles.git("worktree", "list", root=checkout).count("\n") == 0
+    with pytest.raises(subprocess.CalledProcessError):
+        changed_roles.changed("no-such-commit", checkout)
 
 
 def test_every_module_that_a_scenario_imports_is_among_its_inputs() -> None:

@@ -1,4 +1,4 @@
-"""The verbs of workflows: checklists, previews, notes, keys, and which roles a change concerns."""
+"""The verbs of workflows: checklists, previews, notes, keys."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ from checklist import Failed, Point, Skipped
 from lib.plugins import load_script
 from reach import Refused
 
-access, changed_roles, publish = load_script("access"), load_script("changed-roles"), load_script("publish")
+access, publish = load_script("access"), load_script("publish")
 
 CHECK = """\
 PLAY [The edge balances] *******************************************************
@@ -67,24 +67,6 @@ def test_a_preview_shows_what_would_change_and_where() -> None:
 def test_a_page_stays_within_what_github_takes() -> None:
     found = preview.Difference([("long", "x" * 100_000)], {"edge1": 1})
     assert len(preview.page("x", found)) < 65_000
-
-
-@pytest.mark.parametrize(
-    ("files", "roles"),
-    [
-        (["docs/style.md"], set()),
-        (["roles/loki/tasks/main.yml"], {"loki"}),
-        (["app/src/arches_api/app.py"], {"api"}),
-        # The API's scenario stands on them.
-        (["roles/pgbouncer/templates/x.j2"], {"pgbouncer", "api"}),
-        (["ansible/plugins/modules/release.py"], set(changed_roles.roles())),
-        (["requirements/dev.txt"], set(changed_roles.roles())),
-    ],
-)
-def test_a_change_concerns_the_roles_that_use_it(files: list[str], roles: set[str]) -> None:
-    assert set(changed_roles.touched(files)) >= roles
-    if not roles:
-        assert changed_roles.touched(files) == []
 
 
 def test_notes_tell_what_was_merged_since_the_tag_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
