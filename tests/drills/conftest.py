@@ -9,7 +9,7 @@ from drills.alerts import DRILLS
 from drills.recovering import Writes
 from lib.drill import sweep, undo_all
 from lib.fleet import Fleet, local_fleet
-from lib.waiting import wait_for
+from lib.health import Health
 from lib.webhook import Webhook
 
 
@@ -32,12 +32,17 @@ def webhook(fleet: Fleet) -> Iterator[Webhook]:
         assert not listening.forgotten
 
 
+@pytest.fixture(scope="session")
+def health(fleet: Fleet) -> Health:
+    """What is known of the fleet's health."""
+    return Health(fleet)
+
+
 @pytest.fixture
-def healthy(fleet: Fleet) -> Iterator[Fleet]:
+def healthy(health: Health) -> Iterator[Fleet]:
     """The fleet, healthy before the drill and healthy again after it."""
-    wait_for("the fleet is healthy before the drill", fleet.healthy, timeout_s=90, interval_s=1)
-    yield fleet
-    wait_for("the fleet is healthy again after the drill", fleet.healthy, timeout_s=120, interval_s=1)
+    with health.kept() as fleet:
+        yield fleet
 
 
 @pytest.fixture

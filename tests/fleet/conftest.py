@@ -1,6 +1,5 @@
 """Fixtures of the fleet tests: they use the running local fleet and leave it healthy."""
 
-import datetime
 from collections.abc import Iterator
 
 import httpx
@@ -8,7 +7,7 @@ import pytest
 
 from lib.client import edge_client, register_and_login
 from lib.fleet import Fleet, local_fleet
-from lib.waiting import wait_for
+from lib.health import Health
 
 
 @pytest.fixture(scope="session")
@@ -17,21 +16,17 @@ def fleet() -> Fleet:
     return local_fleet()
 
 
+@pytest.fixture(scope="session")
+def health(fleet: Fleet) -> Health:
+    """What is known of the fleet's health."""
+    return Health(fleet)
+
+
 @pytest.fixture
-def healthy(fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet, healthy before the test and healthy again after it."""
-    wait_for("the fleet is healthy before the test", fleet.healthy, timeout_s=90, interval_s=1)
-    started = datetime.datetime.now(datetime.UTC)
-    yield fleet
-    try:
-        wait_for("the fleet is healthy again after the test", fleet.healthy, timeout_s=120, interval_s=1)
-    except TimeoutError:
-        print(fleet.status()[1])
-        for host in fleet.groups["all"]:
-            since = f"{started:%Y-%m-%d %H:%M:%S}"
-            errors = fleet.ssh(host, f"journalctl --utc --since '{since}' -p warning -n 15 -o cat", check=False)
-            print(f"--- {host}\n{errors.stdout or errors.stderr}")
-        raise
+def healthy(health: Health) -> Iterator[Fleet]:
+    """The fleet, healthy before the test and after it; a test that only reads takes `fleet`."""
+    with health.kept() as fleet:
+        yield fleet
 
 
 @pytest.fixture

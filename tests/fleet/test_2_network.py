@@ -37,8 +37,7 @@ def not_delivered(fleet: Fleet) -> set[tuple[str, str]]:
     }
 
 
-def test_open_and_closed_ports_are_those_of_the_map(healthy: Fleet) -> None:
-    fleet = healthy
+def test_open_and_closed_ports_are_those_of_the_map(fleet: Fleet) -> None:
     every_port = sorted(
         {p for s in fleet.services for h in fleet.groups[fleet.services[s]["hosts"]] for p in fleet.ports(s, h)}
     )
@@ -70,8 +69,7 @@ def test_open_and_closed_ports_are_those_of_the_map(healthy: Fleet) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_listener_is_in_the_map(healthy: Fleet) -> None:
-    fleet = healthy
+def test_every_listener_is_in_the_map(fleet: Fleet) -> None:
     wrong = []
     for host in fleet.groups["all"]:
         named: dict[int, bool] = {}
@@ -89,11 +87,11 @@ def test_every_listener_is_in_the_map(healthy: Fleet) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_controller_reaches_what_the_map_gives_it(healthy: Fleet) -> None:
+def test_the_controller_reaches_what_the_map_gives_it(fleet: Fleet) -> None:
     import socket
 
-    for name, entry in healthy.services.items():
+    for name, entry in fleet.services.items():
         if {"controller", "world"} & set(entry["from"]):
-            for host in healthy.groups[entry["hosts"]]:
-                for port in healthy.ports(name, host):
-                    socket.create_connection((healthy.address(host), port), 3).close()
+            for host in fleet.groups[entry["hosts"]]:
+                for port in fleet.ports(name, host):
+                    socket.create_connection((fleet.address(host), port), 3).close()

@@ -26,14 +26,14 @@ def loki(fleet: Fleet) -> Loki:
     return found
 
 
-def test_a_line_of_every_host_is_found_within_15_seconds(healthy: Fleet, loki: Loki) -> None:
+def test_a_line_of_every_host_is_found_within_15_seconds(fleet: Fleet, loki: Loki) -> None:
     word = secrets.token_hex(6)
-    for host in healthy.groups["all"]:
-        healthy.ssh(host, f"logger -t probe -p user.warning {word} from {host}")
+    for host in fleet.groups["all"]:
+        fleet.ssh(host, f"logger -t probe -p user.warning {word} from {host}")
 
     def missing() -> set[str]:
         lines = loki.lines(f'{{environment="local", level="warn"}} |= `{word}`', since_s=300)
-        return set(healthy.groups["all"]) - {line.labels["host"] for line in lines if line.labels["host"] in line.text}
+        return set(fleet.groups["all"]) - {line.labels["host"] for line in lines if line.labels["host"] in line.text}
 
     wait_for("every host's line", lambda: not missing(), SOON_S)
 
@@ -45,8 +45,8 @@ def test_labels_are_the_four_and_units_are_bounded(fleet: Fleet, loki: Loki) -> 
     assert {stream["host"] for stream in streams} == set(fleet.groups["all"])
 
 
-def test_a_request_is_found_by_its_id_at_the_edge_and_at_the_api(healthy: Fleet, loki: Loki) -> None:
-    with edge_client(healthy) as client:
+def test_a_request_is_found_by_its_id_at_the_edge_and_at_the_api(fleet: Fleet, loki: Loki) -> None:
+    with edge_client(fleet) as client:
         request = client.get("/v1/me").headers["x-request-id"]
     for unit in ("nginx[.]service", "api@.*"):
         query = f'{{unit=~"{unit}"}} | request_id="{request}"'
@@ -73,18 +73,18 @@ def test_nothing_is_lost_while_loki_is_away(healthy: Fleet, loki: Loki) -> None:
         assert (len(set(texts)), len(texts)) == (count, count), f"{host}: written {count} lines"
 
 
-def test_a_busy_unit_loses_nothing(healthy: Fleet, loki: Loki) -> None:
+def test_a_busy_unit_loses_nothing(fleet: Fleet, loki: Loki) -> None:
     """300 lines a second for a minute, the figure of the bench; shorter here."""
     word, count = secrets.token_hex(6), 300 * 20
-    write_lines(healthy, "api1", word, 300, 20)
+    write_lines(fleet, "api1", word, 300, 20)
     query = f'{{host="api1", unit="lines-{word}.service"}} |~ `^{word} [0-9]+ `'
     wait_for("all lines", lambda: loki.count(query) >= count, 90, 1)
     assert len(set(loki.texts(query))) == count
 
 
-def test_make_logs_prints_lines_and_says_what_is_wrong(healthy: Fleet, loki: Loki) -> None:
+def test_make_logs_prints_lines_and_says_what_is_wrong(fleet: Fleet, loki: Loki) -> None:
     word = secrets.token_hex(6)
-    healthy.ssh("data1", f"logger -t probe {word}")
+    fleet.ssh("data1", f"logger -t probe {word}")
     wait_for("the line", lambda: loki.lines(f'{{host="data1"}} |= `{word}`', since_s=300), SOON_S)
 
     def logs(query: str) -> subprocess.CompletedProcess[str]:

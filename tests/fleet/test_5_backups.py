@@ -34,8 +34,8 @@ def test_a_new_fleet_has_a_backup_soon_and_its_restore_is_proven(healthy: Fleet)
     assert healthy.status()[1]["restore"]["proven"]
 
 
-def test_secrets_are_sealed_and_the_bundle_opens(healthy: Fleet) -> None:
-    done = healthy.playbook("ansible/escrow.yml")
+def test_secrets_are_sealed_and_the_bundle_opens(fleet: Fleet) -> None:
+    done = fleet.playbook("ansible/escrow.yml")
     assert "is complete" in done.output
     metric = "cat /var/lib/prometheus/node-exporter/escrow.prom"
-    assert "arches_escrow_last_success_timestamp_seconds" in healthy.ssh(healthy.groups["ops"][0], metric).stdout
+    assert "arches_escrow_last_success_timestamp_seconds" in fleet.ssh(fleet.groups["ops"][0], metric).stdout

@@ -74,8 +74,7 @@ def use(fleet: Fleet, api: httpx.Client) -> None:
     ask(fleet, [f"{base(fleet, 'jaeger_query')}/api/services"])
 
 
-def test_every_query_of_every_panel_returns_data(healthy: Fleet, api: httpx.Client) -> None:
-    fleet = healthy
+def test_every_query_of_every_panel_returns_data(fleet: Fleet, api: httpx.Client) -> None:
     every = [query for board in boards() for query in queries(board)]
     # A mark is an event: there is none as long as nothing is released. It is run, and must be understood.
     marks = [query for query in every if query.source == "annotation"]
@@ -96,8 +95,7 @@ def test_every_query_of_every_panel_returns_data(healthy: Fleet, api: httpx.Clie
     assert not refused, refused
 
 
-def test_every_metric_that_is_named_exists(healthy: Fleet, api: httpx.Client) -> None:
-    fleet = healthy
+def test_every_metric_that_is_named_exists(fleet: Fleet, api: httpx.Client) -> None:
     used = [(q.place, q.expression) for board in boards() for q in queries(board) if q.source != "loki"]
     used += [(f"rule {name}", expression) for name, expression in rule_expressions()]
     names = f"{base(fleet, 'prometheus')}/api/v1/label/__name__/values"

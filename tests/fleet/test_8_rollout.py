@@ -8,19 +8,19 @@ import pytest
 
 from fleet_lock import Claim, Etcd, acquire, context_of, revoke
 from lib.fleet import Fleet
-from lib.waiting import wait_for
+from lib.health import Health
 from pki import Authority, client_certificate
 
 DEPLOY, ROLLBACK = "ansible/deploy.yml", "ansible/rollback.yml"
 
 
 @pytest.fixture(scope="module")
-def served(fleet: Fleet) -> Iterator[Fleet]:
+def served(health: Health) -> Iterator[Fleet]:
     """The fleet; every process is the same after all of these tests."""
-    wait_for("the fleet is healthy before the tests", fleet.healthy, timeout_s=90, interval_s=1)
-    before = fleet.unit_starts()
-    yield fleet
-    assert fleet.unit_starts() == before
+    with health.kept() as fleet:
+        before = fleet.unit_starts()
+        yield fleet
+        assert fleet.unit_starts() == before
 
 
 def test_what_serves_already_is_not_rolled_out_again(served: Fleet) -> None:
