@@ -191,12 +191,12 @@ def test_expired_certificates_stop_the_fleet_and_it_comes_back(writes: Writes) -
 
 
 @pytest.mark.long
-def test_a_new_ca_follows_the_old_one_without_an_outage(writes: Writes) -> None:
-    fleet = writes.fleet
+def test_a_new_ca_follows_the_old_one_without_an_outage(healthy: Fleet, tmp_path: Path) -> None:
+    fleet = healthy
     old = fleet.ca.read_text()
     assert "the old CA is forgotten" not in recover(fleet, "certificates-expired", rotate_ca="true")
     # Clients trust what the inventory's file has: both, by now.
-    writes = Writes(fleet, fleet.state)
+    writes = Writes(fleet, tmp_path)
     with writes.through():
         assert "the old CA is forgotten" in recover(fleet, "certificates-expired", rotate_ca="true")
         recover(fleet, "certificates-expired", rotate_ca="true")
