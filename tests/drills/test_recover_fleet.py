@@ -228,14 +228,18 @@ def test_a_leaked_signing_key_that_may_not_wait_costs_everybody_a_session(writes
 def test_a_leaked_secret_is_replaced_while_requests_go_on(writes: Writes, name: str) -> None:
     fleet = writes.fleet
     file = {"postgres": "postgres_app", "redis": "redis_app", "s3": "s3_backups"}.get(name)
-    former = (fleet.state / "secrets" / file).read_text().strip() if file else ""
+
+    def secret() -> str:
+        return (fleet.state / "secrets" / file).read_text().strip() if file else ""
+
+    former = secret()
     if name in ("postgres", "redis"):
         assert admits(fleet, name, former)
     with writes.through():
         recover(fleet, "secrets-leaked", **{"class": name})
     writes.keep(f"secrets-{name}")
     assert writes.history.counts()["fail"] == writes.history.counts()["unknown"] == 0
-    now = (fleet.state / "secrets" / file).read_text().strip() if file else ""
+    now = secret()
     if name in ("postgres", "redis"):
         assert admits(fleet, name, now) and not admits(fleet, name, former)
     if file:

@@ -1,5 +1,7 @@
 """The fleet's health is asked for when it is not known, and never taken for granted after a failure."""
 
+from collections.abc import Callable
+
 import pytest
 
 from lib import health
@@ -18,9 +20,8 @@ class Asked(Fleet):
         return self.answers.pop(0)
 
 
-def once(what: str, probe: object, timeout_s: float, interval_s: float) -> None:
+def once(what: str, probe: Callable[[], bool], timeout_s: float, interval_s: float) -> None:
     """A wait without patience."""
-    assert callable(probe)
     if not probe():
         raise TimeoutError(what)
 
