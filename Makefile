@@ -132,8 +132,11 @@ test: environment ## Prove everything: check, machines, roles, API, fleet
 test-app: environment ## The API's tests on real Postgres, PgBouncer and Redis
 	python tests/run.py artefacts app
 
-test-roles: environment ## Molecule and testinfra for every role: make test-roles ROLES="redis nginx" for some (what passed here this week with the same inputs is left out: FRESH=1)
+test-roles: environment ## Molecule and testinfra for every role: make test-roles ROLES="redis nginx" for some (what passed this month with the same inputs is left out: FRESH=1)
 	python tests/run.py roles
+
+proven: environment ## Write which roles' scenarios have passed here to tests/proven/roles.txt: commit it, and CI leaves them out
+	cd tests && python -m lib.proven
 
 test-fleet: environment ## The tests of a running fleet
 	python tests/run.py fleet
@@ -149,6 +152,7 @@ drills-report: environment ## Write docs/drills from what drills have left in re
 
 test-full: environment ## Everything, with what is long and rarely breaks
 	FRESH=1 python tests/run.py check parts roles app fleet full
+	cd tests && python -m lib.proven
 
 bench: environment ## Measure the figures of docs/bench.md into results/bench.json
 	python tests/bench/run.py

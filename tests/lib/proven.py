@@ -1,9 +1,12 @@
-"""Whether a role's scenario has passed on this computer a short while ago, with everything that it depends on as it is.
+"""Whether a role's scenario has passed a short while ago, with everything that it depends on as it is.
 
 Two scenarios at a time take half an hour. What comes out of one is made of its inputs: the roles, what all scenarios
-share, and Debian's packages, which change from week to week. FRESH=1 proves everything anew.
+share, and Debian's packages, which change slowly. FRESH=1 proves everything anew.
+
+`make proven` writes what was proven on this computer to RECORD, to be committed for all others.
 """
 
+import calendar
 import hashlib
 import os
 import re
@@ -18,7 +21,8 @@ from typing import Any
 from lib.fleet import REPOSITORY
 
 MARKS = Path(os.environ.get("ARCHES_CACHE", "/var/cache/arches")) / "proven"
-HOLDS_S = 7 * 86400
+RECORD = REPOSITORY / "tests" / "proven" / "roles.txt"
+HOLDS_S = 30 * 86400
 # No scenario reads these. Everything else counts, also what few of them read: too much is proven, not too little.
 APART = re.compile(
     r"(docs|\.github|\.ci|app/(?:embedder/)?tests|tests/(?!lib/|molecule/)\w+|inventories/(?!shared/)\w+)/"
@@ -39,6 +43,9 @@ NAMED = {
     "{}/": re.compile(r"[/\"'](app|monitoring|nginx)/"),
     PLAYBOOKS: re.compile(r"[/\"'](?:ansible/\w+|site)\.yml"),
 }
+
+
+TIME = "%Y-%m-%d %H:%M UTC"
 
 
 @dataclass
@@ -95,13 +102,27 @@ def mark(role: str, scenario: str) -> Path:
 
 
 def proven(role: str, scenario: str) -> str:
-    """When it was proven, if that still holds; otherwise empty."""
-    try:
-        at = mark(role, scenario).stat().st_mtime
-    except FileNotFoundError:
+    """When it was proven, here or as RECORD says, if that still holds; otherwise empty."""
+    if os.environ.get("FRESH"):
         return ""
-    holds = not os.environ.get("FRESH") and time.time() - at < HOLDS_S
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)) if holds else ""
+    kept = mark(role, scenario)
+    at = max(recorded().get(kept.name, 0.0), kept.stat().st_mtime if kept.exists() else 0.0)
+    return time.strftime(TIME, time.gmtime(at)) if time.time() - at < HOLDS_S else ""
+
+
+def recorded() -> dict[str, float]:
+    """When each mark in RECORD was made, in seconds since 1970. Raises ValueError for a line that is none."""
+    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
+    return {
+        name: calendar.timegm(time.strptime(at, TIME)) for name, _, at in (line.partition(" ") for line in lines)
+    }  # fmt: skip
+
+
+def record(scenarios: list[tuple[str, str]]) -> None:
+    """Write those of these scenarios that are proven; what is not is left out."""
+    RECORD.parent.mkdir(exist_ok=True)
+    holds = ((mark(*one).name, proven(*one)) for one in scenarios)
+    RECORD.write_text("".join(f"{name} {at}\n" for name, at in sorted(holds) if at))
 
 
 def remember(role: str, scenario: str) -> None:
@@ -111,3 +132,7 @@ def remember(role: str, scenario: str) -> None:
     for old in MARKS.glob(f"{role}-{scenario}-*"):
         old.unlink()
     kept.touch()
+
+
+if __name__ == "__main__":
+    record([(path.parents[2].name, path.parent.name) for path in REPOSITORY.glob("roles/*/molecule/*/molecule.yml")])

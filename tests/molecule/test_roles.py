@@ -1,6 +1,6 @@
 """Every role's default Molecule scenario, two at a time: each uses about one core. SCENARIO=ha runs the long ones.
 
-ROLES="redis nginx" runs these. Without it, what has passed here with the same inputs does not run (lib/proven.py).
+ROLES="redis nginx" runs these. Without it, what has passed with the same inputs does not run (lib/proven.py).
 """
 
 import os

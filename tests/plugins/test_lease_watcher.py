@@ -12,9 +12,11 @@ from lib.plugins import load_program
 
 HOLDER, OTHERS = "data1", ("data2", "data3")
 LEASE = "7587"
+STEP_DOWN = "/service/arches/failover"
 POLLS = 3
 
 watcher = load_program("lease_watcher/files/lease_watcher.py")
+Wal = watcher.Wal
 
 
 def encoded(value: str) -> str:
@@ -33,7 +35,7 @@ class World:
         self.etcd_silent = {HOLDER}
         self.rest: dict[str, int] = dict.fromkeys(OTHERS, 0)
         self.postgres: dict[str, bool] = dict.fromkeys(OTHERS, False)
-        self.receives: dict[str, bool] = dict.fromkeys(OTHERS, False)
+        self.wal = dict.fromkeys(OTHERS, Wal.ENDED)
         self.asking = ""
         self.watchers: list[Any] = []
         self.ended = False
@@ -55,6 +57,8 @@ class World:
             return {"header": {"revision": str(self.revision)}, "responses": ranges}
         if path == "/v3/kv/put":
             self.put(base64.b64decode(body["key"]).decode(), base64.b64decode(body["value"]).decode())
+        elif path == "/v3/kv/deleterange":
+            self.keys.pop(base64.b64decode(body["key"]).decode(), None)
         elif path == "/v3/lease/revoke" and self.ended:
             raise watcher.Unknown(f"etcd on {address}: no such lease")
         elif path == "/v3/lease/revoke":
@@ -77,13 +81,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The leader's host is silent for all."""
     world = World()
 
-    def receives(settings: Any) -> bool:
-        return world.receives[settings.name]
+    def received(settings: Any) -> Any:
+        return world.wal[settings.name]
 
     monkeypatch.setattr(watcher, "post", world.post)
     monkeypatch.setattr(watcher, "patroni_status", lambda *_: world.rest[world.asking])
     monkeypatch.setattr(watcher, "postgres_answers", lambda *_: world.postgres[world.asking])
-    monkeypatch.setattr(watcher, "receives_wal", receives)
+    monkeypatch.setattr(watcher, "received_wal", received)
     yield world
     # Who answers first is enough for a watcher: what it asked the others would still go on in the next test's world.
     for one in world.watchers:
@@ -131,7 +135,7 @@ def test_a_lost_leader_gives_up_its_lease(world: World) -> None:
 
 def teller(world: World, silent: int) -> Callable[[int], None]:
     """The other watcher, which tells in every turn for how many polls it has heard nothing."""
-    view = {"leader": HOLDER, "lease": LEASE, "silent": silent, "receives": False}
+    view = {"leader": HOLDER, "lease": LEASE, "silent": silent, "wal": Wal.ENDED}
     return lambda turn: world.put("/arches/watch/data3", json.dumps(view))
 
 
@@ -162,7 +166,7 @@ def one_hears_postgres(world: World) -> None:
 
 
 def one_receives(world: World) -> None:
-    world.receives["data3"] = True
+    world.wal["data3"] = Wal.FLOWS
 
 
 def nobody_holds_it(world: World) -> None:
@@ -195,6 +199,7 @@ def test_every_reason_leaves_the_lease(world: World, fact: Callable[[World], Non
     fact(world)
     watch.poll(3 * POLLS)
     assert world.revoked == []
+    assert STEP_DOWN not in world.keys
     assert any(says in line or set(says.split("; ")) <= set(line.split("; ")) for line in watch.lines), watch.lines
 
 
@@ -208,7 +213,7 @@ def test_one_watcher_alone_ends_nothing(world: World) -> None:
 def test_what_was_told_once_and_not_renewed_does_not_count(world: World) -> None:
     """The other was cut off after it had told: its view stays for a while."""
     watch = Watch(world, ("data2",))
-    view = {"leader": HOLDER, "lease": LEASE, "silent": 99, "receives": False}
+    view = {"leader": HOLDER, "lease": LEASE, "silent": 99, "wal": Wal.ENDED}
     watch.poll(2)
     world.put("/arches/watch/data3", json.dumps(view))
     watch.poll(4 * POLLS)
@@ -216,14 +221,14 @@ def test_what_was_told_once_and_not_renewed_does_not_count(world: World) -> None
 
 
 def test_a_view_of_an_earlier_lease_does_not_count(world: World) -> None:
-    view = {"leader": HOLDER, "lease": "1", "silent": 99, "receives": False}
+    view = {"leader": HOLDER, "lease": "1", "silent": 99, "wal": Wal.ENDED}
     watch = Watch(world, ("data2",))
     watch.poll(4 * POLLS, lambda turn: world.put("/arches/watch/data3", json.dumps(view | {"silent": turn + 50})))
     assert world.revoked == []
 
 
 def test_the_leader_does_not_watch_itself(world: World) -> None:
-    world.rest[HOLDER], world.postgres[HOLDER], world.receives[HOLDER] = 0, False, False
+    world.rest[HOLDER], world.postgres[HOLDER], world.wal[HOLDER] = 0, False, Wal.ENDED
     world.etcd_silent = set()
     watch = Watch(world, (HOLDER,))
     watch.poll(4 * POLLS)
@@ -265,7 +270,18 @@ def test_a_leader_that_comes_back_starts_the_count_anew(world: World) -> None:
     assert world.revoked == []
 
 
-FAILOVER = "/service/arches/failover"
+@pytest.mark.parametrize("overdue", [OTHERS, ("data3",)])
+def test_while_wal_is_overdue_the_leader_is_asked_to_step_down(world: World, overdue: tuple[str, ...]) -> None:
+    """It may live and read that; when it does not, its lease is ended as soon as nothing comes any more."""
+    world.wal |= dict.fromkeys(overdue, Wal.OVERDUE)
+    watch = Watch(world)
+    watch.poll(1 + POLLS + 2)
+    assert json.loads(world.keys[STEP_DOWN]) == {"leader": HOLDER}
+    assert world.revoked == []
+    world.wal = dict.fromkeys(OTHERS, Wal.ENDED)
+    watch.poll(2)
+    assert set(world.revoked) == {LEASE}
+    assert STEP_DOWN not in world.keys, "Patroni would wait for two seconds"
 
 
 def test_a_leader_that_takes_its_lease_again_and_is_not_heard_is_asked_to_step_down(world: World) -> None:
@@ -273,9 +289,9 @@ def test_a_leader_that_takes_its_lease_again_and_is_not_heard_is_asked_to_step_d
     watch = Watch(world)
     watch.poll(1 + POLLS + 2)
     assert set(world.revoked) == {LEASE}
-    assert FAILOVER not in world.keys
+    assert STEP_DOWN not in world.keys
     watch.poll(1 + POLLS + 2)
-    assert json.loads(world.keys[FAILOVER]) == {"leader": HOLDER}
+    assert json.loads(world.keys[STEP_DOWN]) == {"leader": HOLDER}
     assert set(world.revoked) == {LEASE}
 
 
@@ -288,7 +304,7 @@ def test_a_leader_that_was_heard_since_is_a_new_case(world: World) -> None:
     world.rest = dict.fromkeys(OTHERS, 0)
     watch.poll(1 + POLLS + 2)
     assert set(world.revoked) == {LEASE, str(int(LEASE) + 1)}
-    assert FAILOVER not in world.keys
+    assert STEP_DOWN not in world.keys
 
 
 def test_after_another_leader_it_is_a_new_case(world: World) -> None:
@@ -299,4 +315,4 @@ def test_after_another_leader_it_is_a_new_case(world: World) -> None:
     watch.poll(1)
     world.put("/service/arches/leader", HOLDER)
     watch.poll(2 + POLLS + 2)
-    assert FAILOVER not in world.keys
+    assert STEP_DOWN not in world.keys

@@ -12,9 +12,11 @@ nothing can be lost by that:
      is told counts only while it is renewed;
   4. a majority of etcd's members, two at least, agrees on who leads, and the cluster is not paused.
 
-Whatever is not known counts against it. A leader that lives after all takes its lease again. When that one is not heard
-either, although it reads what is in etcd (answers are lost on one way), it is asked there to step down: that is what a
-planned switchover does, and loses nothing either.
+Whatever is not known counts against it. A leader that lives after all takes its lease again, and keeps everybody
+waiting when it reads what is in etcd and is not heard (answers are lost on one way). Such a one is asked in etcd to
+step down, which a planned switchover does, too, and which loses nothing. It is asked as soon as its WAL is overdue:
+when its last standby has hung up, Patroni's list of who may follow is empty, and it refuses (its
+`Ha.get_failover_candidates`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import contextlib
+import enum
 import http.client
 import json
 import os
@@ -36,14 +39,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SCOPE = "/service/arches/"
+STEP_DOWN = f"{SCOPE}failover"
 VIEWS = "/arches/watch/"
-# A view that is not renewed is gone after this time; etcd makes it longer where its elections take longer.
+# A view or request that is not renewed is gone after this time; etcd makes it longer where its elections take longer.
 VIEW_TTL_S = 2
 # A view counts while it is renewed at least once in so many polls.
 FRESH_POLLS = 3
 # What PostgreSQL is asked first by a client that wants TLS; it answers with one byte.
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
-RECEIVER = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'"
+# A receiver asks for an answer when half of its time is over.
+RECEIVER = """
+    SELECT CASE WHEN last_msg_receipt_time > now() - 0.75 * current_setting('wal_receiver_timeout')::interval
+        THEN 'flows' ELSE 'overdue' END
+    FROM pg_stat_wal_receiver WHERE status = 'streaming'
+"""
 PSQL_S = 2.0
 
 
@@ -81,12 +90,20 @@ class Leader(NamedTuple):
     lease: str
 
 
+class Wal(enum.IntEnum):
+    """What comes from the leader: nothing any more, nothing for longer than it should, or WAL."""
+
+    ENDED = 0
+    OVERDUE = 1
+    FLOWS = 2
+
+
 class View(NamedTuple):
-    """What one member tells of the leader: for how many polls it was silent, and whether WAL still comes from it."""
+    """What one member tells of the leader: for how many polls it was silent, and what still comes from it."""
 
     of: Leader
     silent: int
-    receives: bool
+    wal: Wal
     revision: int
 
 
@@ -146,9 +163,7 @@ def read(answer: Mapping[str, Any]) -> Found:
         for key, (value, view) in told.items():
             said = json.loads(value)
             of = Leader(said["leader"], said["lease"])
-            views[key.removeprefix(VIEWS)] = View(
-                of, int(said["silent"]), bool(said["receives"]), int(view["mod_revision"])
-            )
+            views[key.removeprefix(VIEWS)] = View(of, int(said["silent"]), Wal(said["wal"]), int(view["mod_revision"]))
         return Found(Leader(name, record["lease"]) if name else None, bool(settings.get("pause")), views)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise NoAnswer(f"etcd: what is written there was not understood ({error!r})") from None
@@ -202,8 +217,11 @@ class Etcd:
 
     def step_down(self, member: str, leader: str) -> None:
         """Ask a leader, as `patronictl switchover` does, to let any other member lead. Raises NoAnswer."""
-        said = {"key": text(f"{SCOPE}failover"), "value": text(json.dumps({"leader": leader}))}
-        post(member, "/v3/kv/put", said, self.context, self.seconds)
+        self.tell(member, STEP_DOWN, {"leader": leader})
+
+    def withdraw(self, member: str) -> None:
+        """It is not asked any more. Raises NoAnswer."""
+        post(member, "/v3/kv/deleterange", {"key": text(STEP_DOWN)}, self.context, self.seconds)
 
     def revoke(self, lease: str) -> None:
         """End a lease, or find it ended. Raises NoAnswer."""
@@ -245,8 +263,8 @@ def postgres_answers(address: str, port: int, seconds: float) -> bool:
         return False
 
 
-def receives_wal(settings: Settings) -> bool:
-    """Whether WAL comes to this host's Postgres. Raises NoAnswer."""
+def received_wal(settings: Settings) -> Wal:
+    """What comes to this host's Postgres. Raises NoAnswer."""
     where = f"host=/run/postgresql port={settings.postgres_port} user={settings.monitor} dbname={settings.database}"
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PGPASSWORD": settings.monitor_password}
     try:
@@ -258,25 +276,26 @@ def receives_wal(settings: Settings) -> bool:
         raise NoAnswer(f"this host's Postgres: no answer within {PSQL_S:.0f} s") from None
     if done.returncode:
         raise NoAnswer(f"this host's Postgres: {done.stderr.strip()}")
-    return done.stdout.strip() != "0"
+    return Wal[done.stdout.strip().upper() or "ENDED"]
 
 
-def objection(leader: Leader, own: bool, views: Mapping[str, View], others: Sequence[str], polls: int) -> str:
-    """Why the lease must not be ended, in words; empty if it may be.
+def objection(leader: Leader, own: Wal, views: Mapping[str, View], others: Sequence[str], polls: int, most: Wal) -> str:
+    """Why nothing must be done about the leader, in words; empty if something may be.
 
-    :param own: whether WAL comes to this host.
+    :param own: what comes to this host.
     :param views: what the others tell just now.
     :param others: the members that have a say: all but this one and the leader.
     :param polls: for how many polls the leader must have been silent.
+    :param most: what may still come from it.
     """
     if not others:
         return "nobody else is there to agree"
-    if own:
+    if own > most:
         return "this host receives WAL from it"
     for name in others:
         if name not in views or views[name].of != leader or views[name].silent < polls:
             return f"{name} does not find it silent"
-        if views[name].receives:
+        if views[name].wal > most:
             return f"{name} receives WAL from it"
     return ""
 
@@ -345,9 +364,9 @@ class Watcher:
         self.seen = {name: view.revision for name, view in views.items()}
 
     def _suspect(self, leader: Leader, found: Found, members: Sequence[str]) -> None:
-        """The leader is silent from here: tell the others, hear them, end the lease. Raises NoAnswer."""
-        own = receives_wal(self.settings)
-        said = {"leader": leader.name, "lease": leader.lease, "silent": self.silent, "receives": own}
+        """The leader is silent from here: tell the others, hear them, ask it or end its lease. Raises NoAnswer."""
+        own = received_wal(self.settings)
+        said = {"leader": leader.name, "lease": leader.lease, "silent": self.silent, "wal": own}
         self.etcd.tell(members[0], VIEWS + self.settings.name, said)
         if self.silent < self.settings.polls:
             return
@@ -355,17 +374,18 @@ class Watcher:
         since = time.monotonic() - FRESH_POLLS * self.settings.interval_s
         fresh = {name: view for name, view in found.views.items() if self.renewed.get(name, 0.0) >= since}
         others = [name for name in self.settings.members if name not in (self.settings.name, leader.name)]
-        if (
-            reason := "the cluster is paused"
-            if found.paused
-            else objection(leader, own, fresh, others, self.settings.polls)
-        ):
+        to_ask, to_end = (
+            objection(leader, own, fresh, others, self.settings.polls, most) for most in (Wal.OVERDUE, Wal.ENDED)
+        )
+        if reason := "the cluster is paused" if found.paused else to_ask:
             self.say(f"{leader.name} is silent, its lease stays: {reason}")
             return
-        if leader.name == self.ended:
+        if to_end or leader.name == self.ended:
             self.etcd.step_down(members[0], leader.name)
-            self.say(f"{leader.name} has taken its lease again and is silent: it is asked to step down")
+            self.say(f"{leader.name} is silent for all and holds its lease: it is asked to step down")
             return
+        # Who lost an election waits two seconds in Patroni when there is a request, before it follows the winner.
+        self.etcd.withdraw(members[0])
         self.etcd.revoke(leader.lease)
         self.say(f"{leader.name} is silent for all and no WAL comes from it: its lease is ended")
 
