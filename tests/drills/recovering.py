@@ -3,18 +3,17 @@
 What each costs is printed and kept in results/recover: `gap_s` is the longest time between two acknowledged writes.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from drills import results
 from lib.client import artifact_writer, edge_client, login, register, stored
-from lib.fleet import REPOSITORY, Fleet
+from lib.fleet import Fleet
 from lib.history import History, WriteLoad, lost
 from lib.waiting import wait_for
 
-RESULTS = REPOSITORY / "results" / "recover"
 RECOVER = "ansible/recover"
 
 
@@ -25,8 +24,7 @@ def words(**arguments: str) -> list[str]:
 
 def keep(name: str, **figures: object) -> None:
     """Print what a recovery cost, and keep it with the results."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    results.keep("recover", name, figures)
     print(f"{name}: {figures}")
 
 

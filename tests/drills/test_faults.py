@@ -16,14 +16,13 @@ from drills.faults import CUT, FAULTS, Fault, drop, on
 from drills.rollout.judge import Allowance, complaints
 from drills.rollout.load import Load, Stored
 from lib.client import artifact_writer, edge_client, register_and_login
-from lib.fleet import REPOSITORY, Fleet
+from lib.fleet import Fleet
 from lib.history import History, Outcome, WriteLoad, lost
 from lib.leaders import leader, leads
 from lib.postgres import sql
 from lib.redis import redis
 from lib.waiting import wait_for
 
-RESULTS = REPOSITORY / "results" / "faults"
 CHOSEN = os.environ.get("FAULTS", "").split() or list(FAULTS)
 REPEATS = range(int(os.environ.get("REPEATS", "1")))
 
@@ -32,7 +31,7 @@ def cost_of(fleet: Fleet, fault: Fault, name: str, folder: Path) -> Load:
     """The fault happens and is undone while people work."""
     with edge_client(fleet) as client:
         write = artifact_writer(fleet, register_and_login(client))
-    with Load(fleet, name, folder, RESULTS) as load:
+    with Load(fleet, name, folder, "faults") as load:
         undo = fault.do(fleet)
         try:
             load.mark("it is so")
@@ -89,7 +88,7 @@ def test_without_synchronous_standbys_acknowledged_writes_are_lost(healthy: Flee
     as_ever = configured(healthy, ASYNCHRONOUS)
     try:
         wait_for("no write waits", lambda: sql(healthy, "SHOW synchronous_standby_names") == "", timeout_s=30)
-        with Load(healthy, "control-asynchronous", tmp_path, RESULTS) as load:
+        with Load(healthy, "control-asynchronous", tmp_path, "faults") as load:
             for host in others:
                 healthy.ssh(host, drop("input", "5432", "sport"))
             load.steady(5)
@@ -154,7 +153,7 @@ def test_a_switchover_without_a_pause_cuts_transactions(with_table: Fleet, tmp_p
     on_again = guards(fleet)
     try:
         with (
-            Load(fleet, "control-no-pause", tmp_path, RESULTS) as load,
+            Load(fleet, "control-no-pause", tmp_path, "faults") as load,
             WriteLoad(bare, transaction(fleet, "bare")),
         ):
             for _ in range(3):
@@ -180,7 +179,7 @@ def test_without_the_watcher_a_lost_host_costs_more(healthy: Fleet, tmp_path: Pa
     )
     gone = leader(healthy)
     try:
-        with Load(healthy, "control-no-watcher", tmp_path, RESULTS) as load:
+        with Load(healthy, "control-no-watcher", tmp_path, "faults") as load:
             healthy.machines("killed", gone)
             wait_for("another one leads", lambda: leads(healthy, "postgres") not in (None, gone), timeout_s=90)
             load.steady(10)

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from drills import results
 from lib.client import edge_client
 from lib.fleet import REPOSITORY, Fleet
 from lib.waiting import wait_for
@@ -22,7 +23,6 @@ from .client import text_of
 from .judge import Line, Verdict, acknowledged, judge, missing_or_doubled, read
 from .plot import svg
 
-RESULTS = REPOSITORY / "results" / "rollout"
 # Requests go on for so long before and after what is done, in seconds.
 BEFORE_S, AFTER_S = 8.0, 5.0
 # So many of the acknowledged artifacts are read back with their content; all of them are looked for.
@@ -41,12 +41,12 @@ class Stored:
 class Load:
     """A client at work for as long as the `with` block lasts.
 
-    Afterwards `verdict` and `stored` are there, and a JSON file and a plot of the run in `results`.
+    Afterwards `verdict` and `stored` are there, and a JSON file and a plot of the run in results/<kind>.
     """
 
-    def __init__(self, fleet: Fleet, name: str, folder: Path, results: Path = RESULTS) -> None:
+    def __init__(self, fleet: Fleet, name: str, folder: Path, kind: str = "rollout") -> None:
         self._fleet, self._name, self._record, self._out = fleet, name, folder / "record.jsonl", folder / "client.out"
-        self._results = results
+        self._kind = kind
         self._marks: list[tuple[float, str]] = []
         self.lines: list[dict[str, Any]] = []
         self.stored: Stored
@@ -100,19 +100,13 @@ class Load:
         self._write()
 
     def _write(self) -> None:
-        self._results.mkdir(parents=True, exist_ok=True)
         began = json.loads(next(line for line in self._out.read_text().splitlines() if '"rate"' in line))
-        asked = ["git", "rev-parse", "HEAD"]
-        commit = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
-        summary = {
-            "drill": self._name, "commit": commit, **began, **asdict(self.stored), **self.verdict.as_dict(),
-            "slowest": slowest(self.lines),
-        }  # fmt: skip
-        (self._results / f"{self._name}.json").write_text(json.dumps(summary, indent=1) + "\n")
-        found = self.verdict
-        told = f"{self._name}: {found.failures} of {found.requests} failed, {found.retries} retried"
-        (self._results / f"{self._name}.svg").write_text(svg(self.lines, self._marks, told))
-        print(f"{told}; p99 {found.p99_ms} ms, worst {found.worst_ms} ms, at {began['rate']} per second")
+        found = {**began, **asdict(self.stored), **self.verdict.as_dict(), "slowest": slowest(self.lines)}
+        file = results.keep(self._kind, self._name, found)
+        verdict = self.verdict
+        told = f"{self._name}: {verdict.failures} of {verdict.requests} failed, {verdict.retries} retried"
+        file.with_suffix(".svg").write_text(svg(self.lines, self._marks, told))
+        print(f"{told}; p99 {verdict.p99_ms} ms, worst {verdict.worst_ms} ms, at {began['rate']} per second")
 
 
 def slowest(lines: Sequence[Line], count: int = 5) -> list[dict[str, Any]]:
