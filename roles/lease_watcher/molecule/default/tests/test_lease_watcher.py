@@ -32,9 +32,9 @@ def test_the_role_monitor_may_ask_for_the_receiver(host: Host) -> None:
         "import importlib.machinery as m, json, types; "
         'w = types.ModuleType("w"); '
         'm.SourceFileLoader("w", "/usr/local/sbin/arches-lease-watcher").exec_module(w); '
-        'print(w.receives_wal(w.Settings(**json.load(open("/etc/arches/lease-watcher.json")))))'
+        'print(w.received_wal(w.Settings(**json.load(open("/etc/arches/lease-watcher.json")))))'
     )
-    assert host.check_output("python3 -c %s", program) == "False"
+    assert host.check_output("python3 -c %s", program) == "0"
 
 
 @pytest.mark.parametrize("signal", ["KILL", "STOP"])
