@@ -331,7 +331,9 @@ class Watcher:
                 self.ended = self.leader.name
             if found.leader and found.leader.name != self.ended:
                 self.ended = ""
-            self.leader, self.silent = found.leader, 0
+            self.leader = found.leader
+            # Who took its lease again is asked as soon as the others say the same: Patroni will soon have no successor.
+            self.silent = self.settings.polls if found.leader and found.leader.name == self.ended else 0
             self.say(f"{found.leader.name} leads" if found.leader else "nobody leads")
         self._hear(found.views)
         # The first silence may be an accident, and is not worth telling.
