@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# As pytest has it (pyproject.toml).
+FOLDERS = ("tests", "ansible/bin", "ansible/plugins/module_utils")
+sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in FOLDERS)
 
 import httpx
 import yaml
@@ -258,13 +260,13 @@ def up_and_down(fleet: Fleet) -> dict[str, dict[str, Any]]:
 
 def main(names: list[str]) -> int:
     """Measure and write results/bench.json; returns 1 when a figure misses its target."""
-    fleet = local_fleet()
-    results: dict[str, dict[str, Any]] = {}
-    own = not fleet.exists()
     unknown = set(names) - set(FIGURES)
     if unknown:
         print(f"no such figure: {', '.join(sorted(unknown))}. Known: {', '.join(FIGURES)}")
         return 2
+    fleet = local_fleet()
+    results: dict[str, dict[str, Any]] = {}
+    own = not fleet.exists()
     start = None
     if own:
         measures = up_and_down(fleet)
