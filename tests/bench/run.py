@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 # As pytest has it (pyproject.toml).
-FOLDERS = ("tests", "ansible/bin", "ansible/plugins/module_utils")
-sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in FOLDERS)
+sys.path.extend(
+    str(Path(__file__).resolve().parents[2] / folder)
+    for folder in ("tests", "ansible/bin", "ansible/plugins/module_utils")
+)
 
 import httpx
 import yaml
