@@ -13,6 +13,7 @@ def test_check_mode_on_a_converged_fleet_finds_nothing(healthy: Fleet) -> None:
     assert result.changed == 0, result.output[-4000:]
 
 
+@pytest.mark.long
 def test_one_host_can_be_converged_alone(healthy: Fleet) -> None:
     result = healthy.playbook("site.yml", "--limit", "api2")
     assert set(result.recap) <= {"api2", "localhost"}, result.recap

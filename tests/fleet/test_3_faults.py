@@ -18,6 +18,8 @@ def acknowledged(history: History) -> int:
     return history.counts()["ok"]
 
 
+# With an empty machine instead of the lost one: tests/drills/test_recover_data.py, on every change.
+@pytest.mark.long
 def test_writes_survive_the_loss_of_the_leaders_host(
     healthy: Fleet, user: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
