@@ -314,6 +314,7 @@ def test_a_leader_that_was_heard_since_is_a_new_case(world: World) -> None:
     watch.poll(2)
     world.rest = dict.fromkeys(OTHERS, 0)
     until_ended(watch, AGAIN)
+    assert set(world.revoked) == {LEASE, AGAIN}
 
 
 def test_after_another_leader_it_is_a_new_case(world: World) -> None:
@@ -324,3 +325,4 @@ def test_after_another_leader_it_is_a_new_case(world: World) -> None:
     watch.poll(1)
     world.put("/service/arches/leader", HOLDER)
     until_ended(watch, AGAIN)
+    assert set(world.revoked) == {LEASE, AGAIN}
