@@ -33,12 +33,15 @@ import urllib.request
 
 CONFIGURATION = "/etc/arches/rollout.json"
 STATE = "/var/lib/arches/rollout.json"
+PROVEN = "/var/lib/arches/proven.json"
 MARK = "/run/arches-rollout-mark.json"
 RECORD = "/etc/arches/release"
 LOCK = "/run/arches-rollout.lock"
 DROP_IN = "/run/systemd/system/api@surge.service.d/next.conf"
 SURGE, TIMER = "api@surge.service", "arches-rollout-back.timer"
-PREFLIGHT_REQUESTS = 200
+# So many requests a release answers before it serves, and so many when it has proven itself here before: a rollback is
+# in a hurry, and what is asked then is whether the release still can.
+PREFLIGHT_REQUESTS, PREFLIGHT_AGAIN = 200, 20
 
 # A rollout is stopped at so many errors (5xx) if they are more than this share of the answers ...
 ERRORS, ERROR_SHARE = 5, 0.01
@@ -123,8 +126,10 @@ def too_many_errors(now: Figures) -> str:
 def too_slow(before: Figures, now: Figures) -> str:
     """Why the answers of now take too long beside those before; empty when they do not."""
     for name, share, enough in QUANTILES:
+        if min(before.answers, now.answers) < enough:
+            continue
         was, is_now = before.quantile(share), now.quantile(share)
-        if min(before.answers, now.answers) >= enough and is_now > max(SLOWER * was, FLOOR):
+        if is_now > max(SLOWER * was, FLOOR):
             return f"its {name} is {is_now * 1000:.0f} ms, and was {was * 1000:.0f} ms before"
     return ""
 
@@ -273,13 +278,24 @@ def before(host: Host) -> Figures:
     return life
 
 
+def proven() -> list[str]:
+    """Versions that have proven themselves on this host."""
+    return list(read(PROVEN).get("versions", []))
+
+
+def prove(host: Host, *versions: str) -> None:
+    """Remember what has proven itself, as long as it is kept."""
+    write(PROVEN, {"versions": [version for version in host.kept() if version in {*proven(), *versions}]})
+
+
 def surge(host: Host, version: str) -> None:
     """Start an instance of the version beside the others. Raises RolloutError when it does not prove itself."""
     release = os.path.join(host.releases, version)
+    requests = PREFLIGHT_AGAIN if version in proven() else PREFLIGHT_REQUESTS
     lines = [
         "[Service]", "WorkingDirectory=", f"WorkingDirectory={release}",
         "EnvironmentFile=", "EnvironmentFile=/etc/arches/api.env", f"EnvironmentFile={release}/release.env",
-        f"Environment=API_INSTANCE={host.surge_number} API_PREFLIGHT_REQUESTS={PREFLIGHT_REQUESTS}",
+        f"Environment=API_INSTANCE={host.surge_number} API_PREFLIGHT_REQUESTS={requests}",
         # It has one chance.
         "Restart=no",
     ]  # fmt: skip
@@ -290,9 +306,9 @@ def surge(host: Host, version: str) -> None:
     started(SURGE, "restart")
 
 
-def end_surge() -> None:
+def end_surge(*how: str) -> None:
     """The instance beside the others leaves, as any does: it drains first."""
-    systemctl("stop", SURGE)
+    systemctl("stop", *how, SURGE)
     subprocess.run(["systemctl", "reset-failed", SURGE], capture_output=True, check=False)
     forget(DROP_IN)
     systemctl("daemon-reload")
@@ -312,11 +328,14 @@ def switch(host: Host, version: str) -> dict[str, t.Any]:
     keep(host)
     try:
         surge(host, version)
+        # What serves has proven itself for longer, also where site.yml brought it.
+        prove(host, version, state["from"])
         host.point(version)
         host.replace(version)
         if reason := too_many_errors(host.figures(host.surge_number)):
             raise RolloutError(f"{version} was stopped while it took over: {reason}.")
-        end_surge()
+        # Nobody has to wait while it drains.
+        end_surge("--no-block")
     except RolloutError as error:
         went = back(host)
         raise RolloutError(f"{error} {went['now']} serves.") from None

@@ -36,6 +36,11 @@ def serving(host: Host) -> set[str]:
     return set(rollout(host, "status")["serving"])
 
 
+def leaves(host: Host) -> None:
+    """Wait until the instance that started beside the others has gone: it answers while it leaves."""
+    wait_for("it leaves", lambda: property_of(host, "api@surge", "ActiveState") == "inactive", timeout_s=30)
+
+
 @pytest.fixture(scope="module")
 def first(host: Host) -> str:
     """The version that serves."""
@@ -95,15 +100,32 @@ def test_a_release_takes_over_without_losing_a_request_and_stays(
     assert set(outcomes) == {"200", "422"}, outcomes
     assert told["now"]["answers"] > 0 and told["now"]["errors"] == 0
     assert serving(host) == {version} and not set(before) & set(pids(host))
-    assert property_of(host, "api@surge", "ActiveState") == "inactive"
     assert api.get("/health/live").json()["release"] == version
     assert json.loads(host.file("/etc/arches/release").content_string)["version"] == version
     assert rollout(host, "status")["rollout"] == {"from": first, "to": version}
     assert rollout(host, "confirm") == {"changed": True, "now": version}
+    leaves(host)
     assert rollout(host, "status")["rollout"] is None
     assert property_of(host, "arches-rollout-back.timer", "ActiveState") == "inactive"
     assert not rollout(host, "back")["changed"], "what was confirmed does not go back"
     assert not rollout(host, "switch", version)["changed"]
+
+
+def test_what_has_proven_itself_is_asked_for_less_when_it_comes_back(
+    host: Host, make: Callable[..., str], first: str
+) -> None:
+    version = make("v1.0.5")
+
+    def asked(to: str) -> int:
+        """How many requests a version answered before it took over."""
+        rollout(host, "switch", to)
+        rollout(host, "confirm")
+        lines = host.check_output("journalctl --unit=api@surge --output=cat --no-pager").splitlines()
+        return [json.loads(line)["requests"] for line in lines if '"event":"proven"' in line][-1]
+
+    assert asked(version) == 200
+    assert asked(first) == asked(version) == 20
+    assert "v1.0.1" not in host.file("/var/lib/arches/proven.json").content_string, "what is not kept is forgotten"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +174,7 @@ def test_errors_end_the_soak_and_the_host_goes_back(
          "            raise RuntimeError('broken')\n"),
     )  # fmt: skip
     rollout(host, "switch", version)
+    leaves(host)
     for _ in range(10):
         assert api.get("/v1/me", headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 500
     assert "10 of its 10 answers were errors (100.0 %)" in refused(host, "soak", "20")

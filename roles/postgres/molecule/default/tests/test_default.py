@@ -155,12 +155,14 @@ def postmaster(host) -> str:
     return host.check_output("head -1 /var/lib/postgresql/17/arches/postmaster.pid")
 
 
-def test_comes_back_after_a_kill_with_every_committed_row(host, sql, table):
+def test_comes_back_after_a_kill_with_every_committed_row(host, sql, rest, table):
     assert sql("app", f"INSERT INTO {table} (text) VALUES ('committed')").succeeded
     killed = postmaster(host)
     host.run_expect([0], f"kill -KILL {killed}")
     wait_for("Postgres serves again", lambda: sql("app", f"SELECT text FROM {table}").stdout.strip() == "committed", 60)
     assert postmaster(host) != killed
+    # It is read before it is led: only a leader lets the table go.
+    wait_for("it leads", lambda: rest("/primary")[0] == 200, 60)
 
 
 def test_postgres_outlives_a_killed_patroni(host, sql, rest):
