@@ -22,13 +22,13 @@ def leads(host: Host) -> str:
     return str(host.run("python3 -c %s", ask).stdout).strip()
 
 
-def state(host: Host, server: str) -> str:
-    """HAProxy's own view of a member: UP, DOWN and so on."""
+def told(host: Host, server: str, column: str) -> str:
+    """HAProxy's own view of a member: `status` is UP, DOWN and so on, `scur` the number of its sessions."""
     ask = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
     ask += "s.sendall(b'show stat\\n'); print(s.makefile().read())"
     lines = host.check_output("python3 -c %s", ask).splitlines()
     row = next(line for line in lines if line.startswith(f"leader,{server},"))
-    return row.split(",")[lines[0].split(",").index("status")]
+    return row.split(",")[lines[0].split(",").index(column)]
 
 
 def open_session(host: Host, name: str) -> str:
@@ -49,7 +49,7 @@ def member1_leads(host: Host) -> Iterator[None]:
 
 
 def test_leads_to_the_leader(host: Host) -> None:
-    wait_for("HAProxy knows all members", lambda: state(host, "member2") == "DOWN", SOON_S)
+    wait_for("HAProxy knows all members", lambda: told(host, "member2", "status") == "DOWN", SOON_S)
     assert [leads(host) for _ in range(5)] == ["member1"] * 5
 
 
@@ -75,7 +75,7 @@ def test_certificate_of_another_name_is_not_trusted(host: Host) -> None:
     lie = "import ssl, urllib.request as u; c = ssl._create_unverified_context(); "
     lie += "print(u.urlopen(u.Request('https://lb:8008/primary', method='OPTIONS'), context=c).status)"
     assert host.check_output("python3 -c %s", lie) == "200"
-    assert state(host, "stranger") == "DOWN"
+    assert told(host, "stranger", "status") == "DOWN"
 
 
 def test_a_new_leader_gets_the_connections_and_the_old_one_loses_them(host: Host) -> None:
@@ -93,11 +93,12 @@ def test_nobody_leads(host: Host) -> None:
 
 
 def test_silent_member_is_given_up(host: Host) -> None:
-    """A member whose Patroni is stopped in the middle of its work answers nothing, not even a refusal."""
+    """A member that is stopped in the middle of its work answers nothing, not even that a session is over."""
     notes = open_session(host, "silent")
     machine("member1").check_output("systemctl kill -s STOP member")
     try:
         wait_for("the session is cut", lambda: "cut" in host.file(notes).content_string, 2 * SOON_S)
+        wait_for("it takes nobody's place any more", lambda: told(host, "member1", "scur") == "0", SOON_S)
     finally:
         machine("member1").check_output("systemctl kill -s CONT member")
 
