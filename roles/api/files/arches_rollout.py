@@ -285,7 +285,8 @@ def proven() -> list[str]:
 
 def prove(host: Host, *versions: str) -> None:
     """Remember what has proven itself, as long as it is kept."""
-    write(PROVEN, {"versions": [version for version in host.kept() if version in {*proven(), *versions}]})
+    all_proven = {*proven(), *versions}
+    write(PROVEN, {"versions": [version for version in host.kept() if version in all_proven]})
 
 
 def surge(host: Host, version: str) -> None:
