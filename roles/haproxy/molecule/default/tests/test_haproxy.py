@@ -34,7 +34,7 @@ def told(host: Host, server: str, column: str) -> str:
 def open_session(host: Host, name: str) -> str:
     """Open a session that lives on; the file with its notes."""
     notes = f"/run/session-{name}"
-    host.check_output("systemd-run --quiet python3 -c %s %s", SESSION, notes)
+    host.check_output("systemd-run --quiet --unit=%s python3 -c %s %s", f"session-{name}", SESSION, notes)
     wait_for("the session is open", lambda: host.file(notes).exists and host.file(notes).content_string, SOON_S)
     return notes
 
@@ -101,6 +101,18 @@ def test_silent_member_is_given_up(host: Host) -> None:
         wait_for("it takes nobody's place any more", lambda: told(host, "member1", "scur") == "0", SOON_S)
     finally:
         machine("member1").check_output("systemctl kill -s CONT member")
+
+
+def test_a_session_with_a_lost_member_ends(host: Host) -> None:
+    """Who had it has left, and the member's computer does not even answer that it has heard so."""
+    lost = f"ip route {{}} blackhole {host.interface('host0').addresses[0]}"
+    open_session(host, "lost")
+    machine("member1").check_output(lost.format("add"))
+    try:
+        host.check_output("systemctl kill -s KILL session-lost")
+        wait_for("it takes nobody's place any more", lambda: told(host, "member1", "scur") == "0", SOON_S)
+    finally:
+        machine("member1").check_output(lost.format("del"))
 
 
 def test_killed_process_is_back(host: Host) -> None:
