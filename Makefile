@@ -147,7 +147,7 @@ test-alerts: environment ## Cause alerts on the running local fleet: ALERTS=all,
 drill: environment ## Make parts of the running local fleet fail under load: make drill NAME="host-lost redis-hung" (all without; REPEATS=5)
 	FAULTS="$(NAME)" pytest -s tests/drills/test_faults.py
 
-drills-report: environment ## Write docs/drills from what drills have left in results/ (NOTE="what else the computer did")
+drills-report: environment ## Write docs/drills from what drills have left in results/
 	cd tests && python -m drills.report
 
 test-full: environment ## Everything, with what is long and rarely breaks

@@ -2,13 +2,12 @@
 
 What the page shows is kept beside it in runs.json: a drill that was not run again stays as it was.
 
-    python -m drills.report     (in tests/; `make drills-report NOTE="what else the computer did"`)
+    python -m drills.report     (in tests/; `make drills-report`)
 
 A drill's runs are told apart by the number at the end of their names; figures are the median of them and the worst.
 """
 
 import json
-import os
 import re
 import shutil
 import statistics
@@ -39,7 +38,8 @@ host lost, 10 s and 30 failed requests; the worst latency of a planned switchove
 whole fleet rebuilt, 10 minutes. Planned work and good releases: no failure at all.
 
 All machines share one computer: what was written before a machine was killed is in its page cache, so a disk that lies
-about fsync was not tried.
+about fsync was not tried. Each row names the commit that it was measured on: one of an older commit keeps its figures,
+and computers differ. What is behind single figures, and which drills passed without any: [notes](notes.md).
 """
 # A plot shows something where writes were away for so long (s).
 SHOWN_S = 3.0
@@ -123,10 +123,8 @@ def main() -> None:
     KEPT.write_text(
         json.dumps(dict(zip(KINDS, (faults, rollouts, recoveries), strict=True)), indent=1, sort_keys=True) + "\n"
     )
-    note = os.environ.get("NOTE", "")
-    parts = [HEAD, f"\n{note}\n" if note else ""]
-    parts += [*loaded("Faults", faults), *loaded("Rollouts and planned work", rollouts), *recovered(recoveries)]
-    (PAGE / "README.md").write_text("".join([*parts, *plots(faults)]))
+    tables = [*loaded("Faults", faults), *loaded("Rollouts and planned work", rollouts), *recovered(recoveries)]
+    (PAGE / "README.md").write_text("".join([HEAD, *tables, *plots(faults)]))
 
 
 if __name__ == "__main__":
