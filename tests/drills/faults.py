@@ -83,6 +83,8 @@ def store_away(fleet: Fleet) -> Undo:
 DATA = "/var/lib/postgresql/17/arches"
 WAL = f"{DATA}/pg_wal"
 BALLAST = f"{WAL}/ballast"
+# Where Patroni leaves a data directory that it could not rewind, nor remove: something is mounted in it.
+FAILED = f"{DATA}.failed"
 
 
 def wal_on_a_small_disk(fleet: Fleet) -> Undo:
@@ -101,7 +103,10 @@ def wal_on_a_small_disk(fleet: Fleet) -> Undo:
         f"cp -a {aside}/. {WAL} && rm -r {aside}"
     )
     fleet.playbook("ansible/recover/postgres-switchover.yml", "-e", f"candidate={host}", "-e", "confirm=local")
-    return lambda: moved(f"cp -a {WAL} {aside} && umount {WAL} && rmdir {WAL} && mv {aside} {WAL}")
+    return lambda: moved(
+        f"if mountpoint -q {WAL}; then cp -a {WAL} {aside} && umount {WAL} && rmdir {WAL} && mv {aside} {WAL}; "
+        f"else umount {FAILED}/pg_wal && rm -r {FAILED}; fi"
+    )
 
 
 def fill_wal(fleet: Fleet) -> Undo:
@@ -110,7 +115,8 @@ def fill_wal(fleet: Fleet) -> Undo:
     written = "SELECT pg_logical_emit_message(true, 'drill', 'x'); SELECT pg_switch_wal();"
     fill = f"dd if=/dev/zero of={BALLAST} bs=1M status=none; psql -qAtX -v ON_ERROR_STOP=1 -U postgres arches"
     assert fleet.ssh(host, fill, stdin=written * 64, check=False).returncode, "there was room for 64 files of WAL"
-    return lambda: fleet.ssh(host, f"rm {BALLAST}")
+    # A member that found no room to rewind was copied anew meanwhile, and has none.
+    return lambda: fleet.ssh(host, f"rm -f {BALLAST}")
 
 
 def postgres(fleet: Fleet) -> list[str]:
