@@ -14,7 +14,7 @@ HOLDER, OTHERS = "data1", ("data2", "data3")
 LEASE = "7587"
 # What the holder gets when it takes it again.
 AGAIN = str(int(LEASE) + 1)
-STEP_DOWN = "/service/arches/failover"
+LEADER, STEP_DOWN = "/service/arches/leader", "/service/arches/failover"
 POLLS = 3
 
 watcher = load_program("lease_watcher/files/lease_watcher.py")
@@ -29,7 +29,7 @@ class World:
     """Three hosts as the watchers on two of them see them."""
 
     def __init__(self) -> None:
-        self.keys = {"/service/arches/leader": HOLDER, "/service/arches/config": "{}"}
+        self.keys = {LEADER: HOLDER, "/service/arches/config": "{}"}
         self.revisions = dict.fromkeys(self.keys, 1)
         self.revision = 1
         self.lease = LEASE
@@ -43,6 +43,7 @@ class World:
         self.ended = False
         # With it: whoever lost a lease takes another one at once.
         self.takes_again = False
+        self.without_lease: set[str] = set()
 
     def put(self, key: str, value: str) -> None:
         """Write a key."""
@@ -72,7 +73,8 @@ class World:
     def below(self, prefix: str) -> list[dict[str, str]]:
         """Keys with a prefix."""
         return [
-            {"key": encoded(k), "value": encoded(v), "lease": self.lease, "mod_revision": str(self.revisions[k])}
+            {"key": encoded(k), "value": encoded(v), "mod_revision": str(self.revisions[k])}
+            | ({} if k in self.without_lease else {"lease": self.lease})
             for k, v in self.keys.items()
             if k.startswith(prefix)
         ]
@@ -172,7 +174,7 @@ def one_receives(world: World) -> None:
 
 
 def nobody_holds_it(world: World) -> None:
-    del world.keys["/service/arches/leader"]
+    del world.keys[LEADER]
 
 
 def etcd_has_no_majority(world: World) -> None:
@@ -283,7 +285,38 @@ def test_while_wal_is_overdue_the_leader_is_asked_to_step_down(world: World, ove
     world.wal = dict.fromkeys(OTHERS, Wal.ENDED)
     watch.poll(2)
     assert set(world.revoked) == {LEASE}
+    del world.keys[LEADER]
+    watch.poll(2)
     assert STEP_DOWN not in world.keys, "Patroni would wait for two seconds"
+
+
+def test_who_was_asked_is_asked_until_somebody_leads(world: World) -> None:
+    """Who stepped down and reads that nobody leads would take the lease again, and a new timeline that nobody hears."""
+    world.wal = dict.fromkeys(OTHERS, Wal.OVERDUE)
+    watch = Watch(world)
+    watch.poll(1 + POLLS + 2)
+    del world.keys[LEADER]
+    for _ in range(2 * POLLS):
+        before = world.revisions[STEP_DOWN]
+        watch.poll(1)
+        assert json.loads(world.keys[STEP_DOWN]) == {"leader": HOLDER}
+        assert world.revisions[STEP_DOWN] > before
+    world.put(LEADER, "data2")
+    # As Patroni does it who has won.
+    del world.keys[STEP_DOWN]
+    watch.poll(1)
+    del world.keys[LEADER]
+    watch.poll(1)
+    assert STEP_DOWN not in world.keys
+
+
+def test_a_planned_switchover_is_not_touched(world: World) -> None:
+    del world.keys[LEADER]
+    planned = json.dumps({"leader": HOLDER, "member": "data2"})
+    world.put(STEP_DOWN, planned)
+    world.without_lease = {STEP_DOWN}
+    Watch(world).poll(2)
+    assert world.keys[STEP_DOWN] == planned
 
 
 def until_ended(watch: Watch, lease: str = LEASE) -> None:
@@ -321,8 +354,8 @@ def test_after_another_leader_it_is_a_new_case(world: World) -> None:
     world.takes_again = True
     watch = Watch(world)
     until_ended(watch)
-    world.put("/service/arches/leader", "data2")
+    world.put(LEADER, "data2")
     watch.poll(1)
-    world.put("/service/arches/leader", HOLDER)
+    world.put(LEADER, HOLDER)
     until_ended(watch, AGAIN)
     assert set(world.revoked) == {LEASE, AGAIN}

@@ -16,7 +16,9 @@ Whatever is not known counts against it. A leader that lives after all takes its
 waiting when it reads what is in etcd and is not heard (answers are lost on one way). Such a one is asked in etcd to
 step down, which a planned switchover does, too, and which loses nothing. It is asked as soon as its WAL is overdue:
 when its last standby has hung up, Patroni's list of who may follow is empty, and it refuses (its
-`Ha.get_failover_candidates`).
+`Ha.get_failover_candidates`). And it is asked until somebody leads. Otherwise it might lead again after it has stepped
+down, on a new timeline that nobody hears of; whoever leads next would give its own the same number, and of two
+histories with one number only the first can be archived.
 """
 
 from __future__ import annotations
@@ -108,9 +110,10 @@ class View(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is written in etcd, at one moment."""
+    """What is written in etcd, at one moment. `asked` is whom a watcher asks to step down."""
 
     leader: Leader | None
+    asked: str
     paused: bool
     views: Mapping[str, View]
 
@@ -159,12 +162,15 @@ def read(answer: Mapping[str, Any]) -> Found:
         scope, told = (pairs(response) for response in answer["responses"])
         name, record = scope.get(f"{SCOPE}leader", ("", {}))
         settings = json.loads(scope.get(f"{SCOPE}config", ("{}", {}))[0])
+        request, lasts = scope.get(STEP_DOWN, ("{}", {}))
+        # A planned switchover's request has no lease.
+        asked = json.loads(request)["leader"] if int(lasts.get("lease", 0)) else ""
         views = {}
         for key, (value, view) in told.items():
             said = json.loads(value)
             of = Leader(said["leader"], said["lease"])
             views[key.removeprefix(VIEWS)] = View(of, int(said["silent"]), Wal(said["wal"]), int(view["mod_revision"]))
-        return Found(Leader(name, record["lease"]) if name else None, bool(settings.get("pause")), views)
+        return Found(Leader(name, record["lease"]) if name else None, asked, bool(settings.get("pause")), views)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise NoAnswer(f"etcd: what is written there was not understood ({error!r})") from None
 
@@ -336,6 +342,8 @@ class Watcher:
             self.silent = self.settings.polls if found.leader and found.leader.name == self.ended else 0
             self.say(f"{found.leader.name} leads" if found.leader else "nobody leads")
         self._hear(found.views)
+        if not found.leader and found.asked:
+            self.etcd.step_down(members[0], found.asked)
         # The first silence may be an accident, and is not worth telling.
         if (
             self.leader is not None
