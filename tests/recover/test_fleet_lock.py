@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,11 @@ from fleet_lock import (
     family_of,
     keep,
     look,
+    no_quorum,
     revoke,
     run_of,
 )
+from json_https import NoAnswer, Response
 from lib.waiting import wait_for
 
 from .conftest import Ca, Members, free_port
@@ -212,6 +215,40 @@ def took(etcd: Members) -> bool:
     assert lease
     revoke(etcd.client, lease)
     return True
+
+
+def test_a_quorum_that_comes_back_is_waited_for(etcd: Members, monkeypatch: pytest.MonkeyPatch) -> None:
+    def come_back(reasons: Mapping[str, str]) -> str:
+        etcd.signal(signal.SIGCONT, "data1", "data2")
+        asked.append(reasons)
+        return no_quorum(reasons)
+
+    asked: list[Mapping[str, str]] = []
+    monkeypatch.setattr("fleet_lock.no_quorum", come_back)
+    etcd.signal(signal.SIGSTOP, "data1", "data2")
+    patient = Etcd(etcd.endpoints, etcd.client.context, patience_s=30)
+    assert acquire(patient, claim("anna"))
+    assert asked
+
+
+class LosesAnAnswer(Etcd):
+    """The first request to take the lock is done, and nobody hears of it."""
+
+    lost = 0
+
+    def _ask(self, name: str, path: str, body: Mapping[str, Any]) -> Response:
+        answer = super()._ask(name, path, body)
+        if path == "kv/txn" and not self.lost:
+            self.lost += 1
+            raise NoAnswer(self.endpoints[name], "the connection was reset")
+        return answer
+
+
+def test_a_lock_whose_answer_was_lost_is_ours(etcd: Members) -> None:
+    client = LosesAnAnswer(etcd.endpoints, etcd.client.context)
+    lease = acquire(client, claim("anna"))
+    found = look(etcd.client)
+    assert client.lost and found is not None and found.lease == lease
 
 
 def test_without_a_quorum_every_member_is_named(etcd: Members) -> None:

@@ -79,7 +79,8 @@ def lock(args: dict[str, Any]) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC)
     authority = Authority(args["ca_key"], args["ca_certificate"])
     own = "".join(client_certificate("controller", authority, now))
-    etcd = fleet_lock.Etcd(args["endpoints"], fleet_lock.context_of(args["ca_certificate"], own))
+    patience_s = 0.0 if args["state"] == "asked" else fleet_lock.ELECTION_S
+    etcd = fleet_lock.Etcd(args["endpoints"], fleet_lock.context_of(args["ca_certificate"], own), patience_s)
     family = fleet_lock.family_of(playbook)
     claim = fleet_lock.Claim(fleet_lock.holder(), args["purpose"], f"{now:%Y-%m-%d %H:%M:%S} UTC", family[0])
     if args["state"] == "asked":

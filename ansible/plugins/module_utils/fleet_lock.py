@@ -28,6 +28,8 @@ KEY = "/arches/lock"
 TTL_S = 30
 # A dead host must not cost more than this each time that it is asked.
 ANSWER_S = 3.0
+# etcd chooses a leader in one to three seconds; whoever takes the lock just then waits for that.
+ELECTION_S = 10.0
 # A playbook that has just ended gives its lock back within this time: the next one waits for it.
 GIVEN_BACK_S = 3.0
 
@@ -58,15 +60,30 @@ class Found(t.NamedTuple):
 
 
 class Etcd:
-    """The members, asked over mutual TLS; the first one that is part of a majority answers for all."""
+    """The members, asked over mutual TLS; the first one that is part of a majority answers for all.
 
-    def __init__(self, endpoints: Mapping[str, str], context: ssl.SSLContext) -> None:
+    Without a majority they are asked again for `patience_s` seconds. A request may then be done twice: its answer can
+    be lost with a leader.
+    """
+
+    def __init__(self, endpoints: Mapping[str, str], context: ssl.SSLContext, patience_s: float = 0.0) -> None:
         self.endpoints = dict(endpoints)
         self.context = context
+        self.patience_s = patience_s
         self._last = ""  # who answered last is asked first
 
     def call(self, path: str, body: Mapping[str, t.Any]) -> dict[str, t.Any]:
         """The answer to one request, empty where etcd does not know what it is about. Raises NoQuorum."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return self._call(path, body)
+            except NoQuorum:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+
+    def _call(self, path: str, body: Mapping[str, t.Any]) -> dict[str, t.Any]:
         reasons = {}
         for name in self._members():
             try:
@@ -175,9 +192,11 @@ def acquire(
         deadline = time.monotonic() + GIVEN_BACK_S
         while not taken:
             other = put_if(etcd, claim, lease, ABSENT)
-            if other and other.claim.run in (claim.run, *family):
+            if other and other.lease == lease:
+                taken = True  # the answer that said so was lost
+            elif other and other.claim.run in (claim.run, *family):
                 return None
-            if other and other.claim.holder == break_holder:
+            elif other and other.claim.holder == break_holder:
                 same = {"target": "MOD", "modRevision": other.revision}
                 taken = put_if(etcd, claim, lease, same) is None
                 if taken:
