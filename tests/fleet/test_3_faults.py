@@ -74,6 +74,30 @@ def test_the_api_answers_while_redis_fails_over(healthy: Fleet, api: httpx.Clien
     register_and_login(api)
 
 
+# As root on a member of etcd: this one leads.
+MOVE = """
+set -a; . /etc/default/etcd; set +a
+export ETCDCTL_CACERT=$ETCD_TRUSTED_CA_FILE ETCDCTL_CERT=$ETCD_CERT_FILE ETCDCTL_KEY=$ETCD_KEY_FILE
+ETCDCTL_ENDPOINTS=$(etcdctl --endpoints="$ETCD_ADVERTISE_CLIENT_URLS" member list |
+    sed -E 's/.*, (https:[^ ,]*2379), .*/\\1/' | paste -sd,)
+export ETCDCTL_ENDPOINTS
+etcdctl move-leader "$(etcdctl member list | awk -F', ' -v name="$(hostname)" '$3 == name {print $1}')"
+"""
+
+
+def test_etcd_is_led_from_another_host_than_postgres(healthy: Fleet) -> None:
+    """Were both mute, nobody could lead Postgres for 20 s (roles/lease_watcher)."""
+    host = leader(healthy)
+
+    def elsewhere() -> bool:
+        return leads(healthy, "etcd") not in (None, host)
+
+    wait_for("etcd is led from another host", elsewhere, timeout_s=30)
+    healthy.ssh(host, MOVE)
+    wait_for("etcd is led from another host again", elsewhere, timeout_s=30)
+    assert leader(healthy) == host
+
+
 def test_a_second_run_changes_nothing_and_keeps_the_leaders_that_failovers_made(healthy: Fleet) -> None:
     before = healthy.status()[1]
     starts = healthy.unit_starts()

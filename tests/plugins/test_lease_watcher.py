@@ -35,6 +35,8 @@ class World:
         self.lease = LEASE
         self.revoked: list[str] = []
         self.etcd_silent = {HOLDER}
+        self.etcd_leader = "data2"
+        self.etcd_follows: dict[str, str] = {}
         self.rest: dict[str, int] = dict.fromkeys(OTHERS, 0)
         self.postgres: dict[str, bool] = dict.fromkeys(OTHERS, False)
         self.wal = dict.fromkeys(OTHERS, Wal.ENDED)
@@ -52,8 +54,16 @@ class World:
 
     def post(self, address: str, path: str, body: Any, *_: object) -> dict[str, Any]:
         """A member of etcd."""
-        if address in self.etcd_silent:
-            raise watcher.NoAnswer(f"etcd on {address}: timed out")
+        host = address.removesuffix(":2379")
+        if host in self.etcd_silent:
+            raise watcher.NoAnswer(f"etcd on {host}: timed out")
+        if path == "/v3/maintenance/status":
+            leader = self.etcd_follows.get(host, self.etcd_leader)
+            return {"header": {"member_id": f"id of {host}"}, "leader": f"id of {leader}"}
+        if path == "/v3/maintenance/transfer-leadership":
+            assert host == self.etcd_leader, "only the leader can"
+            self.etcd_leader = body["targetID"].removeprefix("id of ")
+            return {}
         if path == "/v3/kv/txn":
             prefixes = (base64.b64decode(one["request_range"]["key"]).decode() for one in body["success"])
             ranges = [{"response_range": {"kvs": self.below(prefix)}} for prefix in prefixes]
@@ -63,7 +73,7 @@ class World:
         elif path == "/v3/kv/deleterange":
             self.keys.pop(base64.b64decode(body["key"]).decode(), None)
         elif path == "/v3/lease/revoke" and self.ended:
-            raise watcher.Unknown(f"etcd on {address}: no such lease")
+            raise watcher.Unknown(f"etcd on {host}: no such lease")
         elif path == "/v3/lease/revoke":
             self.revoked.append(body["ID"])
             if self.takes_again:
@@ -105,10 +115,11 @@ class Watch:
     def __init__(self, world: World, names: tuple[str, ...] = OTHERS, etcd: tuple[str, ...] = (HOLDER, *OTHERS)):
         self.world, self.lines = world, list[str]()
         members = {name: name for name in (HOLDER, *OTHERS)}
+        asked = [f"{one}:2379" for one in etcd]
         self.all = {
             name: watcher.Watcher(
                 watcher.Settings(
-                    name, members, etcd, 8008, 5432, "", "", "", 60.0, 0.1, POLLS, "monitor", "secret", "arches"
+                    name, members, asked, 8008, 5432, "", "", "", 60.0, 0.1, POLLS, "monitor", "secret", "arches"
                 ),
                 ssl.create_default_context(),
                 self.lines.append,
@@ -310,6 +321,16 @@ def test_who_was_asked_is_asked_until_somebody_leads(world: World) -> None:
     assert STEP_DOWN not in world.keys
 
 
+def test_whose_lease_was_ended_does_not_get_it_back_when_nobody_leads_for_long(world: World) -> None:
+    watch = Watch(world)
+    until_ended(watch)
+    del world.keys[LEADER]
+    watch.poll(watcher.UNLED_POLLS)
+    assert STEP_DOWN not in world.keys, "Patroni would wait for two seconds"
+    watch.poll(1)
+    assert json.loads(world.keys[STEP_DOWN]) == {"leader": HOLDER}
+
+
 def test_a_planned_switchover_is_not_touched(world: World) -> None:
     del world.keys[LEADER]
     planned = json.dumps({"leader": HOLDER, "member": "data2"})
@@ -359,3 +380,37 @@ def test_after_another_leader_it_is_a_new_case(world: World) -> None:
     world.put(LEADER, HOLDER)
     until_ended(watch, AGAIN)
     assert set(world.revoked) == {LEASE, AGAIN}
+
+
+def leading(world: World) -> Watch:
+    """The watcher on the leader's host, in good times."""
+    world.rest[HOLDER], world.etcd_silent, world.etcd_leader = 200, set(), HOLDER
+    return Watch(world, (HOLDER,))
+
+
+def test_etcd_is_led_from_another_host_than_postgres(world: World) -> None:
+    watch = leading(world)
+    watch.poll(2)
+    assert world.etcd_leader == "data2"
+    world.etcd_leader = HOLDER
+    world.etcd_follows["data2"] = "data3"
+    watch.poll(watcher.ETCD_POLLS)
+    assert world.etcd_leader == "data3", "who follows another one may be cut off"
+    watch.poll(2 * watcher.ETCD_POLLS)
+    assert world.etcd_leader == "data3"
+    assert len([line for line in watch.lines if "etcd is led by" in line]) == 2
+
+
+def test_nobody_else_moves_etcds_leader(world: World) -> None:
+    world.rest = dict.fromkeys((HOLDER, *OTHERS), 200)
+    world.etcd_leader = "data2"
+    Watch(world).poll(2 * watcher.ETCD_POLLS)
+    assert world.etcd_leader == "data2"
+
+
+def test_etcds_leader_stays_where_nobody_can_follow_it(world: World) -> None:
+    watch = leading(world)
+    world.etcd_follows = dict.fromkeys(OTHERS, "data3")
+    watch.poll(2)
+    assert world.etcd_leader == HOLDER
+    assert "nothing is done: etcd: no other member follows its leader" in watch.lines

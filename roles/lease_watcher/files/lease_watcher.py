@@ -19,6 +19,10 @@ when its last standby has hung up, Patroni's list of who may follow is empty, an
 `Ha.get_failover_candidates`). And it is asked until somebody leads. Otherwise it might lead again after it has stepped
 down, on a new timeline that nobody hears of; whoever leads next would give its own the same number, and of two
 histories with one number only the first can be archived.
+
+The watcher on the leader's host has etcd led from another one. Were both leaders mute, the leader of Postgres could not
+renew its lease while etcd chooses; it would tell the other members that it goes on without (Patroni's failsafe mode),
+and by that keep them from leading for 20 s, even after it has stepped down.
 """
 
 from __future__ import annotations
@@ -47,6 +51,10 @@ VIEWS = "/arches/watch/"
 VIEW_TTL_S = 2
 # A view counts while it is renewed at least once in so many polls.
 FRESH_POLLS = 3
+# After so many polls without a leader, whose lease was ended is asked to let another one lead.
+UNLED_POLLS = 6
+# In so many polls the leader looks once whether etcd is led from its host.
+ETCD_POLLS = 10
 # What PostgreSQL is asked first by a client that wants TLS; it answers with one byte.
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 # A receiver asks for an answer when half of its time is over.
@@ -245,6 +253,31 @@ class Etcd:
                 reasons.append(str(reason))
         raise NoAnswer("; ".join(reasons))
 
+    def lead_elsewhere(self, host: str) -> str:
+        """Where etcd is led from this address: have another member lead, and say which. Raises NoAnswer."""
+        own = next((member for member in self.members if member.rpartition(":")[0] == host), "")
+        if not own or len(self.members) < self.enough + 1:
+            return ""
+        status = self._status(own)
+        leader = status["header"]["member_id"]
+        if status.get("leader") != leader:
+            return ""
+        reasons = []
+        for member in self.members:
+            try:
+                if member == own or (other := self._status(member)).get("leader") != leader:
+                    continue
+            except NoAnswer as reason:
+                reasons.append(str(reason))
+                continue
+            target = {"targetID": other["header"]["member_id"]}
+            post(own, "/v3/maintenance/transfer-leadership", target, self.context, self.seconds)
+            return member
+        raise NoAnswer("; ".join(reasons) or "etcd: no other member follows its leader")
+
+    def _status(self, member: str) -> dict[str, Any]:
+        return post(member, "/v3/maintenance/status", {}, self.context, self.seconds)
+
 
 def patroni_status(address: str, port: int, context: ssl.SSLContext, seconds: float) -> int:
     """Status of Patroni's /primary: 200 on the leader; 0 for silence."""
@@ -319,6 +352,8 @@ class Watcher:
         self.silent = 0
         # Whose lease was ended, until that one is heard or another one leads.
         self.ended = ""
+        # For how many polls: nobody led, this host has led.
+        self.unled = self.led = 0
         # Of each other member's view: the revision seen last, and when it was first seen to be newer than another.
         self.seen: dict[str, int] = {}
         self.renewed: dict[str, float] = {}
@@ -329,6 +364,7 @@ class Watcher:
         self.silent = self.silent + 1 if silent else 0
         if leads:
             self.ended = ""
+            self._have_etcd_led_elsewhere()
             return
         found, members = self.etcd.look()
         if found.leader != self.leader:
@@ -342,8 +378,10 @@ class Watcher:
             self.silent = self.settings.polls if found.leader and found.leader.name == self.ended else 0
             self.say(f"{found.leader.name} leads" if found.leader else "nobody leads")
         self._hear(found.views)
-        if not found.leader and found.asked:
-            self.etcd.step_down(members[0], found.asked)
+        self.unled = 0 if found.leader else self.unled + 1
+        former = found.asked or (self.ended if self.unled > UNLED_POLLS else "")
+        if not found.leader and former:
+            self.etcd.step_down(members[0], former)
         # The first silence may be an accident, and is not worth telling.
         if (
             self.leader is not None
@@ -351,6 +389,14 @@ class Watcher:
             and self.silent >= min(2, self.settings.polls)
         ):
             self._suspect(self.leader, found, members)
+
+    def _have_etcd_led_elsewhere(self) -> None:
+        """On the host that leads, now and then. Raises NoAnswer."""
+        self.led = self.led + 1 if self.leader and self.leader.name == self.settings.name else 0
+        if self.led % ETCD_POLLS != 1:
+            return
+        if member := self.etcd.lead_elsewhere(self.settings.members[self.settings.name]):
+            self.say(f"{self.settings.name} led Postgres and etcd: etcd is led by {member} now")
 
     def _ask_leader(self) -> tuple[bool, bool]:
         """Whether it says that it leads, and whether it is silent: its Patroni and its Postgres, asked at once."""
