@@ -45,7 +45,8 @@ def test_a_set_of_redis_that_cannot_choose_gets_a_leader(healthy: Fleet) -> None
         healthy.ssh(host, "systemctl stop redis-sentinel")
     try:
         healthy.machines("killed", gone)
-        wait_for("the replicas miss their leader", lambda: missed_s() > 30, timeout_s=90)
+        # A silent leader is missed from Redis' repl-timeout on, 60 s.
+        wait_for("the replicas miss their leader", lambda: missed_s() > 30, timeout_s=150)
         output = recover(healthy, "redis-failover")
         assert leads(healthy, "redis") not in (None, gone), output[-2000:]
     finally:

@@ -302,6 +302,10 @@ ALSO_BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("prod/group_vars/all/timers.yml", "election_ms: 1000", "election_ms: 400"),
         ("timers.yml: `timers.etcd.election_ms` is 400", "at least 500"),
     ),
+    "standbys given up too early": (
+        ("prod/group_vars/all/timers.yml", "wal_sender_timeout_ms: 4500", "wal_sender_timeout_ms: 3000"),
+        ("timers.yml: `timers.postgres.wal_sender_timeout_ms` is 3000", "Write more", "4500"),
+    ),
 }
 
 

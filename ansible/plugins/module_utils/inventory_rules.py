@@ -543,7 +543,7 @@ def memory_suffices(inventory: Inventory) -> Iterator[str]:
 
 
 def timers_fit(inventory: Inventory) -> Iterator[str]:
-    """Patroni and etcd each have a rule that keeps a healthy leader from being given up."""
+    """Rules of Patroni and etcd that keep a healthy leader, and one of ours that lets an unheard one step down."""
     timers, place = inventory.first("timers"), f"{inventory.file_of('timers')}: `timers"
     ttl, loop, retry = (number(timers, f"patroni.{name}") for name in ("ttl", "loop_wait", "retry_timeout"))
     if ttl is not None and loop is not None and retry is not None and loop + 2 * retry > ttl:
@@ -556,6 +556,13 @@ def timers_fit(inventory: Inventory) -> Iterator[str]:
         yield (
             f"{place}.etcd.election_ms` is {election}, less than five heartbeats of {heartbeat} ms, so one late packet "
             f"ends a term. Write at least {5 * heartbeat}."
+        )
+    sender, receiver = (number(timers, f"postgres.wal_{name}_timeout_ms") for name in ("sender", "receiver"))
+    if sender is not None and receiver is not None and sender <= receiver:
+        yield (
+            f"{place}.postgres.wal_sender_timeout_ms` is {sender}, not more than wal_receiver_timeout_ms {receiver}: a "
+            f"leader that nobody hears would have given up its standbys before it is asked to step down, and refuse. "
+            f"Write more, half as much again is usual: {receiver * 3 // 2}."
         )
 
 
