@@ -37,7 +37,7 @@ def whole_fleet() -> dict[str, Any]:
     postgres = {h: member("primary" if h == "data1" else "replica", "data1") for h in HOSTS}
     return {
         "postgres": fleet_state.postgres_state(postgres),
-        "etcd": {"leader": "data2", "healthy": list(HOSTS)},
+        "etcd": {"leader": "data2", "healthy": list(HOSTS), "differing": []},
         "redis": {"leader": "data3", "replicas": ["data1", "data2"], "sentinels": list(HOSTS)},
         "errors": [],
     }
@@ -73,6 +73,21 @@ def test_etcd_believes_healthy_members_only() -> None:
     assert fleet_state.etcd_state(answers) == {"leader": "data3", "healthy": ["data2", "data3"]}
 
 
+@pytest.mark.parametrize(
+    ("hashes", "differing"),
+    [
+        ({"data1": ("3", 1), "data2": ("3", 1), "data3": ("3", 1)}, []),
+        ({"data1": ("3", 1), "data2": ("3", 2), "data3": ("3", 1)}, ["data2"]),
+        ({"data1": ("3", 1), "data2": ("4", 2), "data3": ("3", 1)}, []),
+        ({"data1": ("3", 1), "data2": ("3", 2)}, ["data1", "data2"]),
+        ({}, []),
+    ],
+    ids=["all", "one", "one that has forgotten more", "of two nobody knows who", "nobody"],
+)
+def test_etcd_members_with_other_data_are_named(hashes: dict[str, tuple[str, int]], differing: list[str]) -> None:
+    assert fleet_state.differing(hashes) == differing
+
+
 def test_redis_follows_the_newest_decision() -> None:
     servers = {"data1": {"role": "leader", "linked": True}, "data2": {"role": "leader", "linked": True}}
     sentinels = {"data1": {"epoch": 1, "address": "127.0.0.1"}, "data2": {"epoch": 2, "address": "127.0.0.2"}}
@@ -86,7 +101,7 @@ def test_a_whole_fleet_has_no_complaints() -> None:
 def test_a_single_host_needs_nobody() -> None:
     state = {
         "postgres": fleet_state.postgres_state({"dev1": member("primary", "dev1")}),
-        "etcd": {"leader": "dev1", "healthy": ["dev1"]},
+        "etcd": {"leader": "dev1", "healthy": ["dev1"], "differing": []},
         "redis": {"leader": "dev1", "replicas": [], "sentinels": ["dev1"]},
         "errors": [],
     }
@@ -101,6 +116,7 @@ def test_a_single_host_needs_nobody() -> None:
         (lambda s: s["postgres"]["members"]["data3"].update(replication=None), "data3: postgres: replica, running"),
         (lambda s: s["postgres"]["members"]["data1"].update(state="stopped"), "data1: postgres: primary, stopped"),
         (lambda s: s["etcd"]["healthy"].remove("data3"), "data3: etcd: not part of the majority"),
+        (lambda s: s["etcd"]["differing"].append("data3"), "data3: etcd: it has other data than the others"),
         (lambda s: s["redis"].update(leader=None), "redis: nobody leads"),
         (lambda s: s["redis"]["replicas"].remove("data1"), "data1: redis: follows nobody"),
         (lambda s: s["errors"].append("data1: redis: timed out"), "data1: redis: timed out"),
@@ -135,8 +151,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"/cluster": {"members": members}}.get(self.path, {"state": "running", "role": "primary"}))
 
     def do_POST(self) -> None:
-        """etcd's status."""
-        self.answer({"header": {"member_id": "7"}, "leader": "7"})
+        """etcd's status and hash."""
+        hashed = {"hash": 42, "compact_revision": "3"} if self.path.endswith("/hash") else {"leader": "7"}
+        self.answer({"header": {"member_id": "7", "revision": "5"}, **hashed})
 
 
 @pytest.fixture
@@ -185,7 +202,7 @@ def test_answers_silence_and_refusal_are_told_apart_in_time(fleet: Any) -> None:
     state = fleet_state.look(fleet)
     assert time.monotonic() - began < 3
     assert state["postgres"]["leader"] == "data1"
-    assert state["etcd"] == {"leader": "data1", "healthy": ["data1"]}
+    assert state["etcd"] == {"leader": "data1", "healthy": ["data1"], "differing": []}
     assert state["redis"]["leader"] is None
     errors = {tuple(error.split(": ", 2)[:2]): error for error in state["errors"]}
     assert len(errors) == 3 * 4 - 2  # all but data1's Patroni and etcd

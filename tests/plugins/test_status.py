@@ -28,7 +28,7 @@ def answer() -> dict[str, Any]:
         "fleet": {
             "postgres": {"leader": "data1", "sync": [], "members": {}},
             "redis": {"leader": "data1", "replicas": []},
-            "etcd": {"leader": "data1", "healthy": ["data1"]},
+            "etcd": {"leader": "data1", "healthy": ["data1"], "differing": []},
         },
         "complaints": [],
         "optional_units": ["grafana-server.service"],

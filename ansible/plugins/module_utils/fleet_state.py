@@ -12,7 +12,7 @@ import typing as t
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from ansible.module_utils.json_https import NoAnswer, ask
+from ansible.module_utils.json_https import NoAnswer, ask, in_parallel
 from ansible.module_utils.resp import ConnectError, Connection, ReplyError
 
 ANSWER_S = 1.5
@@ -46,7 +46,7 @@ def look(fleet: Fleet) -> State:
                 errors.append(f"{host}: {service}: {reason}")
     return {
         "postgres": postgres_state(answers["postgres"]),
-        "etcd": etcd_state(answers["etcd"]),
+        "etcd": etcd_state(answers["etcd"]) | {"differing": differing(etcd_hashes(fleet, answers["etcd"]))},
         "redis": redis_state(answers["redis"], answers["sentinel"], fleet.hosts),
         "errors": sorted(errors),
     }
@@ -90,7 +90,29 @@ def ask_etcd(fleet: Fleet, host: str) -> State:
     status = ask(f"{url}/v3/maintenance/status", context=fleet.context, method="POST", body={}, timeout=ANSWER_S).body
     if not isinstance(status, dict) or "header" not in status:
         raise NoAnswer(url, "this is not etcd")
-    return {"healthy": healthy, "id": status["header"]["member_id"], "names_leader": status.get("leader")}
+    header = status["header"]
+    return {
+        "healthy": healthy,
+        "id": header["member_id"],
+        "names_leader": status.get("leader"),
+        "revision": int(header["revision"]),
+    }
+
+
+def etcd_hashes(fleet: Fleet, answers: Mapping[str, State]) -> dict[str, tuple[str, int]]:
+    """What each healthy member has, as of the newest change that all of them have: since when, and its hash."""
+    healthy = {host: answer["revision"] for host, answer in answers.items() if answer["healthy"]}
+
+    def hash_of(host: str) -> tuple[str, int]:
+        url = f"https://{fleet.hosts[host]}:{fleet.ports['etcd']}/v3/maintenance/hash"
+        body = {"revision": min(healthy.values())}
+        said = ask(url, context=fleet.context, method="POST", body=body, timeout=ANSWER_S).body
+        if not isinstance(said, dict) or "hash" not in said:
+            raise NoAnswer(url, f"no hash: {said}")
+        return str(said.get("compact_revision", "0")), int(said["hash"])
+
+    hashes = in_parallel(hash_of, healthy)
+    return {host: found for host, found in hashes.items() if isinstance(found, tuple)}
 
 
 def ask_redis(fleet: Fleet, host: str) -> State:
@@ -152,6 +174,20 @@ def etcd_state(answers: Mapping[str, State]) -> State:
     return {"leader": leader, "healthy": sorted(host for host, answer in answers.items() if answer["healthy"])}
 
 
+def differing(hashes: Mapping[str, tuple[str, int]]) -> list[str]:
+    """The members that have other data than most (than another, where no two agree).
+
+    Only what reaches back equally far can be compared: members forget old changes at nearly the same time.
+    """
+    found = []
+    for since in {since for since, _ in hashes.values()}:
+        same = {host: value for host, (begins, value) in hashes.items() if begins == since}
+        (most, times), *others = Counter(same.values()).most_common()
+        if others:
+            found += [host for host, value in same.items() if value != most or times == 1]
+    return sorted(found)
+
+
 def redis_state(servers: Mapping[str, State], sentinels: Mapping[str, State], hosts: Mapping[str, str]) -> State:
     """The leader by the newest decision of the Sentinels, if it agrees; and the replicas that are linked to it."""
     by_address = {address: host for host, address in hosts.items()}
@@ -180,6 +216,7 @@ def complaints(state: State, hosts: Sequence[str]) -> list[str]:
     if state["etcd"]["leader"] is None:
         found.append("etcd: nobody leads")
     found += [f"{host}: etcd: not part of the majority" for host in hosts if host not in state["etcd"]["healthy"]]
+    found += [f"{host}: etcd: it has other data than the others" for host in state["etcd"]["differing"]]
     if redis["leader"] is None:
         found.append("redis: nobody leads")
     for host in hosts:
