@@ -106,7 +106,7 @@ def test_a_member_that_stops_gives_no_wrong_answer(host):
 
 
 def test_does_not_start_without_data_or_a_decision(host, etcdctl):
-    host.run_expect([0], f"systemctl stop etcd && mv {DATA} {DATA}.away && rm -f /run/arches/etcd-birth.env")
+    host.run_expect([0], f"systemctl stop etcd && mv {DATA} {DATA}.away")
     try:
         host.run_expect([0], "systemctl start etcd")
         assert not host.service("etcd").is_running
