@@ -54,10 +54,10 @@ def test_nothing_is_lost_when(
     put_back = fault.prepare(healthy)
     try:
         load = cost_of(healthy, fault, f"{name}-{repeat}", tmp_path)
+        # A segment that cannot be archived ends every way back to a later moment: two leaders wrote one timeline.
+        healthy.ssh(leader(healthy), "runuser -u postgres -- pgbackrest --stanza=arches check", timeout_s=120)
     finally:
         put_back()
-    # A segment that cannot be archived ends every way back to a later moment: two leaders have written one timeline.
-    healthy.ssh(leader(healthy), "runuser -u postgres -- pgbackrest --stanza=arches check", timeout_s=120)
     for figure in ("write_gap_s", "failures", "retries", "p99_ms", "worst_ms"):
         record_property(figure, getattr(load.verdict, figure))
     assert load.stored == Stored()
