@@ -20,6 +20,14 @@ BELOW = {"<": "< 1e18"}
 ABOVE = {">": "> -1e18"}
 PSQL = "psql -qAtX -v ON_ERROR_STOP=1 -U postgres arches -c "
 ARCHIVE_COMMAND = "/run/drill-archive-command"
+# etcdctl with the settings of the host's member.
+ETCDCTL = (
+    "set -a; . /etc/default/etcd; ETCDCTL_CACERT=$ETCD_TRUSTED_CA_FILE ETCDCTL_CERT=$ETCD_CERT_FILE"
+    " ETCDCTL_KEY=$ETCD_KEY_FILE ETCDCTL_ENDPOINTS=$ETCD_ADVERTISE_CLIENT_URLS etcdctl"
+)
+ETCD_KEY = "/drill/differs"
+ETCD_FILE = "/var/lib/etcd/arches/member/snap/db"
+COMPARE = "systemctl start arches-etcd-compare"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
 
 
@@ -127,6 +135,29 @@ def in_background(name: str, command: str) -> str:
 def ended(name: str) -> str:
     """A command line that ends such a unit; none is fine."""
     return f"if systemctl is-active --quiet drill-{name}; then systemctl stop drill-{name}; fi"
+
+
+def let_member_differ(fleet: Fleet) -> None:
+    """A member that does not lead has, in its file, another value for a key than the two others."""
+    first = leader(fleet, "etcd")
+    host = next(host for host in fleet.groups["data"] if host != first)
+    fleet.ssh(first, f"{ETCDCTL} put {ETCD_KEY} {'same' * 8}")
+    wait_for(
+        "the member has written the value to its file",
+        lambda: fleet.ssh(host, f"grep -q {'same' * 8} {ETCD_FILE}", check=False).returncode == 0,
+        timeout_s=30,
+    )
+    change = f"LC_ALL=C sed -i 's/{'same' * 8}/{'else' * 8}/g' {ETCD_FILE}"
+    fleet.ssh(host, f"systemctl stop etcd && {change} && systemctl start etcd")
+    fleet.ssh(host, COMPARE)
+
+
+def let_members_agree(fleet: Fleet) -> None:
+    """The playbook of the runbook, where there is something to do."""
+    if fleet.status()[1]["etcd"]["differing"]:
+        fleet.playbook("ansible/recover/etcd-member-replace.yml", "-e", "confirm=local")
+    fleet.ssh(leader(fleet, "etcd"), f"{ETCDCTL} del {ETCD_KEY}")
+    on_group("data", COMPARE)(fleet)
 
 
 def stop_archiving(fleet: Fleet) -> None:
@@ -411,6 +442,7 @@ DRILLS: dict[str, Drill] = {
         on_group("data", "systemctl start etcd"),
         uses=frozenset({"etcd"}),
     ),
+    "EtcdMemberDiffers": Drill(let_member_differ, let_members_agree, uses=frozenset({ALONE})),
     "EtcdFsyncSlow": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True)),
     "EtcdDatabaseLarge": Drill(nothing, nothing, lowered=Lowered(ABOVE, always=True)),
     # Logs.

@@ -89,6 +89,14 @@ def test_metrics_are_read_on_loopback_only(host):
     assert any(line.startswith("etcd_disk_wal_fsync_duration_seconds_bucket") for line in lines)
 
 
+def test_a_member_alone_has_nothing_to_compare(host):
+    """What three say is a drill of the fleet; here: it runs with its certificates, and an old figure does not stay."""
+    figures = host.file("/var/lib/prometheus/node-exporter/etcd.prom")
+    host.run_expect([0], f"echo arches_etcd_member_differs 1 > {figures.path} && systemctl start arches-etcd-compare")
+    assert not figures.exists
+    assert host.service("arches-etcd-compare.timer").is_enabled
+
+
 def test_is_back_after_a_kill(host, etcdctl):
     assert etcdctl("put survives kill").succeeded
     host.run_expect([0], "systemctl kill -s KILL etcd")
