@@ -271,6 +271,16 @@ def test_the_limit_counts_although_a_member_says_that_it_leads(world: World, wat
     assert not world.paused
 
 
+def change_leaders_by_plan(world: World, watch: Watch) -> None:
+    """A plan holds the pool until a member leads; here it is the one that did before."""
+    world.planned.touch()
+    world.said[LEADER] = FOLLOWS
+    watch.poll()
+    world.said[LEADER] = 200
+    watch.poll()
+    world.planned.unlink()
+
+
 def test_what_a_plan_holds_is_left_alone(world: World, watch: Watch) -> None:
     world.planned.touch()
     world.paused = True
@@ -424,11 +434,20 @@ def test_a_slow_answer_counts_when_it_comes(world: World, monkeypatch: pytest.Mo
     assert world.asked.count(LEADER) == 1
 
 
-@pytest.mark.parametrize(("accepts", "pauses_s"), [(True, 1.0), (False, 0.6)])
+@pytest.mark.parametrize(
+    ("plan_s_ago", "accepts", "pauses_s"),
+    [(None, True, 1.0), (None, False, 0.6), (10, True, 2.6), (10, False, 0.6), (61, True, 1.0)],
+    # Each at the first poll when it is due: they are 0.2 s apart.
+    ids=["busy", "lost", "new and busy", "new and lost", "busy, and not new any more"],
+)
 def test_a_busy_leader_has_more_time_than_a_lost_one(
-    accepts: bool, pauses_s: float, world: World, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    plan_s_ago: int | None, accepts: bool, pauses_s: float, world: World, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = threading.Event()
+    if plan_s_ago:
+        change_leaders_by_plan(world, watch)
+        world.now += plan_s_ago
+        watch.poll()
 
     def silent(address: str, _port: int, _connect_s: float, _context: object, connected: Callable[[], None]) -> int:
         if address == LEADER:

@@ -40,6 +40,10 @@ SOCKETS = "/run/postgresql"
 PATIENCE_S = 2.0
 # So long a leader may be silent that has accepted a connection: it is busy, or hangs, and its host is not lost.
 BUSY_S = 1.0
+# And so long while it is new by a plan: its host has a checkpoint, its standbys and all who have waited at once. Less
+# than Patroni waits for the pools when it is stopped (`postgres_before_stop_s`).
+BUSY_NEW_S = 2.5
+NEW_S = 60.0
 # What was heard while something else took its time is old after this.
 FRESH_S = 1.0
 # So long an answer of the pool's console or of the leader may take.
@@ -298,6 +302,8 @@ class Guard:
         # Since when the pool is paused. What an earlier guard left is over.
         self.paused: float | None = 0.0 if mark.exists() else None
         self.alarmed = 0.0
+        # When a plan last changed who leads.
+        self.planned = -NEW_S
 
     def poll(self) -> None:
         """Ask once, and act. Raises NoAnswer."""
@@ -327,7 +333,9 @@ class Guard:
         # It is heard twice at least, so that all were asked.
         if self.missed < max(self.enough, 2):
             return True
-        return self.members.busy(self.leader) and time.monotonic() - self.heard < BUSY_S
+        now = time.monotonic()
+        patience = BUSY_NEW_S if now - self.planned < NEW_S else BUSY_S
+        return self.members.busy(self.leader) and now - self.heard < patience
 
     def _lead(self, leader: str) -> None:
         if leader != self.leader:
@@ -341,7 +349,7 @@ class Guard:
         if PLANNED.exists():
             self.say(f"{why}, and a plan holds the pool: nothing is done")
             # Whoever leads next does so as planned.
-            self.leader = ""
+            self.leader, self.planned = "", time.monotonic()
             return
         self.alarmed = time.monotonic()
         # First the mark: whatever happens now, somebody knows that the pool may be paused.
