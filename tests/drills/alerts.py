@@ -8,6 +8,7 @@ docs/runbooks/README.md says which.
 import shlex
 
 from lib.drill import ALONE, RULE_FILE, Act, Drill, Lowered, monitoring_host, nothing, remove_series, write_series
+from lib.etcd import etcd
 from lib.fleet import Fleet
 from lib.leaders import leader
 from lib.postgres import sql
@@ -20,11 +21,6 @@ BELOW = {"<": "< 1e18"}
 ABOVE = {">": "> -1e18"}
 PSQL = "psql -qAtX -v ON_ERROR_STOP=1 -U postgres arches -c "
 ARCHIVE_COMMAND = "/run/drill-archive-command"
-# etcdctl with the settings of the host's member.
-ETCDCTL = (
-    "set -a; . /etc/default/etcd; ETCDCTL_CACERT=$ETCD_TRUSTED_CA_FILE ETCDCTL_CERT=$ETCD_CERT_FILE"
-    " ETCDCTL_KEY=$ETCD_KEY_FILE ETCDCTL_ENDPOINTS=$ETCD_ADVERTISE_CLIENT_URLS etcdctl"
-)
 ETCD_KEY = "/drill/differs"
 ETCD_FILE = "/var/lib/etcd/arches/member/snap/db"
 COMPARE = "systemctl start arches-etcd-compare"
@@ -141,7 +137,7 @@ def let_member_differ(fleet: Fleet) -> None:
     """A member that does not lead has, in its file, another value for a key than the two others."""
     first = leader(fleet, "etcd")
     host = next(host for host in fleet.groups["data"] if host != first)
-    fleet.ssh(first, f"{ETCDCTL} put {ETCD_KEY} {'same' * 8}")
+    etcd(fleet, first, f"etcdctl put {ETCD_KEY} {'same' * 8}")
     wait_for(
         "the member has written the value to its file",
         lambda: fleet.ssh(host, f"grep -q {'same' * 8} {ETCD_FILE}", check=False).returncode == 0,
@@ -156,7 +152,7 @@ def let_members_agree(fleet: Fleet) -> None:
     """The playbook of the runbook, where there is something to do."""
     if fleet.status()[1]["etcd"]["differing"]:
         fleet.playbook("ansible/recover/etcd-member-replace.yml", "-e", "confirm=local")
-    fleet.ssh(leader(fleet, "etcd"), f"{ETCDCTL} del {ETCD_KEY}")
+    etcd(fleet, leader(fleet, "etcd"), f"etcdctl del {ETCD_KEY}")
     on_group("data", COMPARE)(fleet)
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from lib.client import artifact_writer, register_and_login, stored
+from lib.etcd import etcd
 from lib.fleet import Fleet
 from lib.history import History, WriteLoad, lost
 from lib.leaders import leader, leads
@@ -74,15 +75,8 @@ def test_the_api_answers_while_redis_fails_over(healthy: Fleet, api: httpx.Clien
     register_and_login(api)
 
 
-# As root on a member of etcd: this one leads.
-MOVE = """
-set -a; . /etc/default/etcd; set +a
-export ETCDCTL_CACERT=$ETCD_TRUSTED_CA_FILE ETCDCTL_CERT=$ETCD_CERT_FILE ETCDCTL_KEY=$ETCD_KEY_FILE
-ETCDCTL_ENDPOINTS=$(etcdctl --endpoints="$ETCD_ADVERTISE_CLIENT_URLS" member list |
-    sed -E 's/.*, (https:[^ ,]*2379), .*/\\1/' | paste -sd,)
-export ETCDCTL_ENDPOINTS
-etcdctl move-leader "$(etcdctl member list | awk -F', ' -v name="$(hostname)" '$3 == name {print $1}')"
-"""
+# Typed on a member of etcd: this one leads.
+MOVE = """etcdctl move-leader "$(etcdctl member list | awk -F', ' -v name="$(hostname)" '$3 == name {print $1}')" """
 
 
 def test_etcd_is_led_from_another_host_than_postgres(healthy: Fleet) -> None:
@@ -93,7 +87,7 @@ def test_etcd_is_led_from_another_host_than_postgres(healthy: Fleet) -> None:
         return leads(healthy, "etcd") not in (None, host)
 
     wait_for("etcd is led from another host", elsewhere, timeout_s=30)
-    healthy.ssh(host, MOVE)
+    etcd(healthy, host, MOVE)
     wait_for("etcd is led from another host again", elsewhere, timeout_s=30)
     assert leader(healthy) == host
 
