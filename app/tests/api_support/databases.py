@@ -174,12 +174,12 @@ SLOW_COMMIT = "slow commit"
 
 
 async def make_commits_slow(admin_url: str) -> None:
-    """From now on the COMMIT of an artifact named SLOW_COMMIT takes two seconds."""
+    """From now on the COMMIT of an artifact named SLOW_COMMIT takes four seconds, longer than a retry waits."""
     await execute(
         admin_url,
         """
         CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$
+        $$ BEGIN PERFORM pg_sleep(4); RETURN NULL; END $$
         """,
         "DROP TRIGGER IF EXISTS slow ON artifacts",
         f"""

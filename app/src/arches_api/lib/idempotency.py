@@ -5,10 +5,12 @@ is no moment, whoever dies, at which one of the two is there without the other. 
 and the same key may be tried again.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Annotated, Any
 
@@ -28,6 +30,10 @@ KEPT_HEADERS = ("Content-Type", "Location")
 # The draft's string in quotes or, as most clients write it, bare. Without commas: two headers in one are not a key.
 CHARACTERS = r"[!#-+\x2d-\x5b\x5d-~]{1,255}"
 KEY = re.compile(f'"({CHARACTERS})"|({CHARACTERS})')
+
+# Who lost the connection and asks again meets their first try, which mostly ends within these seconds: its answer is
+# waited for, between looks that hold none of the pool's connections.
+PAUSES_S = (0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 type Effect = Callable[[Connection], Awaitable[Response]]
 
@@ -68,26 +74,33 @@ class Once:
         """The answer of `effect`, which gets the connection of the transaction that commits both; or its earlier one.
 
         `caller` is who owns the key: nobody else's matters. `effect` raises whatever did not happen. Raises Problem 409
-        (the same key is being worked on) and 422 (it came with another content).
+        (the same key is still being worked on) and 422 (it came with another content).
         """
-        async with services().database.transaction() as connection:
-            if self._key is None:
+        if self._key is None:
+            async with services().database.transaction() as connection:
                 return await effect(connection)
-            key_id = _key_id(self._key, caller, request.path)
-            prints = _fingerprints(key_id, asked)
-            try:
-                earlier = await idempotency.claim(connection, key_id, prints[0])
-            except idempotency.InFlight:
-                raise _in_flight() from None
-            if earlier is None:
-                response = await effect(connection)
-                headers = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
-                body = await response.get_data(as_text=False)
-                await idempotency.keep(connection, key_id, response.status_code, headers, body)
-                return response
-            if earlier.fingerprint not in prints:
-                raise _other_content()
-            return Response(earlier.body, earlier.status, {**earlier.headers, REPLAYED: "true"})
+        key_id = _key_id(self._key, caller, request.path)
+        for pause in PAUSES_S:
+            await asyncio.sleep(pause)
+            with suppress(idempotency.InFlight):
+                return await _once(key_id, asked, effect)
+        raise _in_flight()
+
+
+async def _once(key_id: bytes, asked: Input, effect: Effect) -> Response:
+    """One look at the key, and the work when nobody has begun it. Raises InFlight, and Problem 422."""
+    prints = _fingerprints(key_id, asked)
+    async with services().database.transaction() as connection:
+        earlier = await idempotency.claim(connection, key_id, prints[0])
+        if earlier is None:
+            response = await effect(connection)
+            headers = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
+            body = await response.get_data(as_text=False)
+            await idempotency.keep(connection, key_id, response.status_code, headers, body)
+            return response
+    if earlier.fingerprint not in prints:
+        raise _other_content()
+    return Response(earlier.body, earlier.status, {**earlier.headers, REPLAYED: "true"})
 
 
 def _key() -> str | None:
