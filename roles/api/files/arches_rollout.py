@@ -4,6 +4,7 @@
     arches-rollout status             what serves, and whether a rollout waits for its confirmation
     arches-rollout mark               from now on the figures count that a new release is compared with
     arches-rollout switch VERSION     the release, which was unpacked before, takes the place of the one that serves
+    arches-rollout stay VERSION       the same on the way back to it: it stays, nothing waits for a confirmation
     arches-rollout soak SECONDS       watch what it answers; fails as soon as that is worse than before
     arches-rollout keep               whoever rolls out is still there
     arches-rollout confirm            it stays
@@ -343,6 +344,13 @@ def switch(host: Host, version: str) -> dict[str, t.Any]:
     return {"changed": True, "from": state["from"], "to": version}
 
 
+def stay(host: Host, version: str) -> dict[str, t.Any]:
+    """Put a release into service for good. Raises RolloutError."""
+    switched = switch(host, version)
+    confirm(host)
+    return switched
+
+
 def soak(host: Host, seconds: float) -> dict[str, t.Any]:
     """Watch the release that was put into service. Raises RolloutError as soon as it is worse than the one before."""
     state = read(STATE)
@@ -415,7 +423,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("status", "mark", "keep", "confirm", "back"):
         commands.add_parser(name)
-    commands.add_parser("switch").add_argument("version")
+    for name in ("switch", "stay"):
+        commands.add_parser(name).add_argument("version")
     commands.add_parser("soak").add_argument("seconds", type=float)
     options = parser.parse_args()
     try:
@@ -425,8 +434,9 @@ def main() -> int:
             return 0
         with open(LOCK, "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if options.command == "switch":
-                print(json.dumps(switch(host, options.version)))
+            if options.command in ("switch", "stay"):
+                step = switch if options.command == "switch" else stay
+                print(json.dumps(step(host, options.version)))
             else:
                 steps = {"mark": mark, "keep": keep, "confirm": confirm, "back": back}
                 print(json.dumps(steps[options.command](host)))

@@ -70,8 +70,7 @@ def make(host: Host, first: str) -> Iterator[Callable[..., str]]:
     yield release
     host.run(f"rm -f {PATIENCE}; systemctl daemon-reload; arches-rollout back")
     if rollout(host, "status")["current"] != first:
-        rollout(host, "switch", first)
-        rollout(host, "confirm")
+        rollout(host, "stay", first)
     for version in made:
         host.run_expect([0], f"rm -rf {ROOT}/releases/{version} {ROOT}/records/{version}.json")
 
@@ -117,9 +116,10 @@ def test_what_has_proven_itself_is_asked_for_less_when_it_comes_back(
     version = make("v1.0.5")
 
     def asked(to: str) -> int:
-        """How many requests a version answered before it took over."""
-        rollout(host, "switch", to)
-        rollout(host, "confirm")
+        """How many requests a version answered before it took over, for good."""
+        assert rollout(host, "stay", to)["to"] == to == rollout(host, "status")["current"]
+        assert rollout(host, "status")["rollout"] is None
+        assert property_of(host, "arches-rollout-back.timer", "ActiveState") == "inactive"
         lines = host.check_output("journalctl --unit=api@surge --output=cat --no-pager").splitlines()
         return [json.loads(line)["requests"] for line in lines if '"event":"proven"' in line][-1]
 
@@ -145,6 +145,11 @@ def test_what_has_proven_itself_is_asked_for_less_when_it_comes_back(
             f"{PACKAGE}/blueprints/artifacts.py",
             ('@blueprint.get("/search")', '@blueprint.get("/lookup")'),
             "GET /v1/artifacts/search?q=release&limit=3 answered 404",
+        ),
+        (
+            f"{PACKAGE}/lib/readiness.py",
+            ("if state.requires_code > self._level:", "if state:"),
+            "the database needs a release with migration",
         ),
     ],
 )
