@@ -1,7 +1,7 @@
 """A new release proves itself before it takes a connection: on a private socket, beside the one that serves.
 
 The application is started once for this alone, on a Unix socket that nobody else knows. A conversation of the kind that
-clients lead goes through it, each request also to the server that works now, so that both meet the same database at the
+clients lead goes through it, some of it also to the server that works now, so that both meet the same database at the
 same moment: an answer that was not expected, or a median beyond `SLOWER` times the other's, and the release is refused.
 """
 
@@ -26,6 +26,7 @@ from .app import create_app
 from .lib.settings import Settings
 
 SLOWER = 3.0  # how many times slower than what serves is refused
+COMPARED = 50  # so many requests, about, also go to what serves: enough for a median, and no slower than it must be
 FLOOR = 0.02  # seconds: medians below this are fast enough, whatever the ratio
 PATIENCE = 5.0  # seconds for one answer, beside those that the server itself waits for a connection to Postgres
 
@@ -69,10 +70,13 @@ class Step:
     body: dict[str, str] | None = None
 
 
+ROUND = 4  # requests, as below
+
+
 def conversation(requests: int) -> Iterator[Step]:
     """So many requests of a client who is logged in: write, read, search, remove."""
     for number in range(requests):
-        match number % 4:
+        match number % ROUND:
             case 0:
                 yield Step(
                     "POST", "/v1/artifacts", 201, {"name": "preflight", "text": f"a release proves itself {number}"}
@@ -103,20 +107,20 @@ async def preflight(settings: Settings) -> None:
             await new.ask(Step("GET", "/health/ready", 200), {})
             headers = await _login(new)
             new.seconds.clear()  # a password is slow to check, by design
-            compared = await _converse(new, old, headers, settings.preflight_requests)
+            compared = await converse(new, old, headers, settings.preflight_requests)
     if reason := verdict(new.seconds, old.seconds if compared else []):
         raise PreflightFailed(reason)
     log.info("proven", requests=settings.preflight_requests, compared=compared)
 
 
-async def _converse(new: Party, old: Party, headers: dict[str, str], requests: int) -> bool:
+async def converse(new: Party, old: Party, headers: dict[str, str], requests: int) -> bool:
     """Lead the conversation with both; returns whether the old one took part to the end."""
-    compared = True
-    for step in conversation(requests):
+    compared, every = True, max(1, requests // COMPARED)
+    for number, step in enumerate(conversation(requests)):
         answer = await new.ask(step, headers)
         if step.status == 201:
             new.artifact = answer.json()["id"]
-        if not compared:
+        if not compared or number // ROUND % every:
             continue
         try:
             answer = await old.ask(step, headers)

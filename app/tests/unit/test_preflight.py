@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+import httpx
 import pytest
 
-from arches_api.preflight import FLOOR, conversation, verdict
+from arches_api.preflight import COMPARED, FLOOR, ROUND, Party, conversation, converse, verdict
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,33 @@ def test_the_conversation_has_as_many_requests_as_asked_and_of_every_kind() -> N
     steps = list(conversation(200))
     assert len(steps) == 200
     assert set(Counter(step.method for step in steps)) == {"POST", "GET", "DELETE"}
+
+
+def party(asked: list[str], broken: bool = False) -> Party:
+    """A server that answers what is expected of it, or refuses everything, and remembers what it was asked."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        status = 503 if broken else {"POST": 201, "GET": 200, "DELETE": 204}[request.method]
+        return httpx.Response(status, json={"id": "1"})
+
+    return Party(httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://api"))
+
+
+@pytest.mark.parametrize("requests", [20, 200, 1000])
+async def test_what_serves_is_asked_often_enough_for_a_median_and_the_same(requests: int) -> None:
+    new: list[str] = []
+    old: list[str] = []
+    assert await converse(party(new), party(old), {}, requests)
+    assert len(new) == requests
+    assert min(requests, COMPARED) <= len(old) < COMPARED + 2 * ROUND
+    assert Counter(old) == {
+        method: len(old) // ROUND * times for method, times in {"POST": 1, "GET": 2, "DELETE": 1}.items()
+    }
+
+
+async def test_a_server_that_is_broken_is_asked_once_and_stops_nobody() -> None:
+    new: list[str] = []
+    old: list[str] = []
+    assert not await converse(party(new), party(old, broken=True), {}, 20)
+    assert (len(new), len(old)) == (20, 1)
