@@ -34,6 +34,7 @@ def ansible_files() -> list[str]:
 
 
 RECOVERIES = [f"tests/drills/test_recover_{part}.py" for part in ("postgres", "data", "fleet")]
+FAULTS, ROLLOUTS = "tests/drills/test_faults.py", "tests/drills/test_rollout.py"
 
 # The fast loop: two lanes beside each other, about equally long.
 CHECKS = [
@@ -182,7 +183,7 @@ def fleet(tally: Tally) -> None:
         run(tally, "fleet", ["pytest", "tests/fleet", "--ignore=tests/fleet/test_0_up.py", "-m", "not long"])
         alerts(tally)
         run(tally, "recoveries", ["pytest", "-s", *RECOVERIES, "-m", "not long"])
-        run(tally, "rollouts", ["pytest", "tests/drills/test_rollout.py", "-m", "not long"])
+        run(tally, "rollouts", ["pytest", ROLLOUTS, "-m", "not long"])
 
 
 def alerts(tally: Tally) -> None:
@@ -197,10 +198,17 @@ def full(tally: Tally) -> None:
         run(tally, "fleet long", ["pytest", "tests/fleet", "-m", "long"])
         run(tally, "logs", ["env", "LOKI_DOWN_S=180", "pytest", "tests/fleet/test_4_logs.py"])
         run(tally, "alerts all", ["env", "ALERTS=all", "pytest", "tests/drills/test_alerts.py"])
-        run(tally, "recoveries long", ["pytest", "-s", *RECOVERIES, "-m", "long"])
         run(tally, "release workflow", ["pytest", "tests/workflows/test_release.py"])
-        run(tally, "faults all", ["env", "REPEATS=5", "pytest", "-s", "tests/drills/test_faults.py"])
-        run(tally, "rollouts all", ["env", "REPEATS=5", "pytest", "tests/drills/test_rollout.py"])
+        repeated(tally, 5, "recoveries all", *RECOVERIES)
+        repeated(tally, 20, "host lost", FAULTS, "-k", "host-lost")
+        repeated(tally, 5, "faults all", FAULTS, "-k", "not host-lost")
+        repeated(tally, 20, "switchovers", ROLLOUTS, "-k", "switchover")
+        repeated(tally, 5, "rollouts all", ROLLOUTS, "-k", "not switchover")
+
+
+def repeated(tally: Tally, times: int, name: str, *drills: str) -> None:
+    """Drills, so often one after the other; each keeps its figures."""
+    run(tally, name, ["env", f"REPEATS={times}", "pytest", "-s", *drills])
 
 
 @contextmanager

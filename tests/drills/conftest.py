@@ -1,5 +1,6 @@
-"""Fixtures of the drills: a running fleet, and the receiver that it sends its alerts to."""
+"""Fixtures of the drills: a running fleet, and the receiver that it sends its alerts to. REPEATS=5 repeats each."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from lib.drill import sweep, undo_all
 from lib.fleet import Fleet, local_fleet
 from lib.health import Health
 from lib.webhook import Webhook
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A drill whose figures are kept is done as often as REPEATS says; each run has a number."""
+    if "repeat" in metafunc.fixturenames:
+        metafunc.parametrize("repeat", range(int(os.environ.get("REPEATS", "1"))))
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +53,6 @@ def healthy(health: Health) -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def writes(healthy: Fleet, tmp_path: Path) -> Writes:
+def writes(healthy: Fleet, tmp_path: Path, repeat: int) -> Writes:
     """Somebody who writes, on a healthy fleet."""
-    return Writes(healthy, tmp_path)
+    return Writes(healthy, tmp_path, repeat)

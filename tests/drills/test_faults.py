@@ -24,7 +24,6 @@ from lib.redis import redis
 from lib.waiting import wait_for
 
 CHOSEN = os.environ.get("FAULTS", "").split() or list(FAULTS)
-REPEATS = range(int(os.environ.get("REPEATS", "1")))
 
 
 def cost_of(fleet: Fleet, fault: Fault, name: str, folder: Path) -> Load:
@@ -45,7 +44,6 @@ def cost_of(fleet: Fleet, fault: Fault, name: str, folder: Path) -> Load:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("repeat", REPEATS)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_nothing_is_lost_when(
     healthy: Fleet, tmp_path: Path, record_property: Callable[[str, object], None], name: str, repeat: int

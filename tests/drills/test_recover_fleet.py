@@ -28,23 +28,26 @@ BLOCK = 8192
 
 
 @pytest.mark.long
-def test_a_full_disk_gets_room(healthy: Fleet) -> None:
+def test_a_full_disk_gets_room(writes: Writes) -> None:
+    fleet = writes.fleet
     folder = "/var/log/drill"
     fill = f"cd {folder} && dd if=/dev/urandom of=%s bs=1M count=64 status=none || test -s %s"
-    healthy.ssh("api2", f"mkdir -p {folder} && mount -t tmpfs -o size=24m drill {folder}")
+    fleet.ssh("api2", f"mkdir -p {folder} && mount -t tmpfs -o size=24m drill {folder}")
     try:
-        healthy.ssh("api2", fill.replace("%s", "app.log.1"))
-        assert healthy.ssh("api2", f"echo more > {folder}/app.log", check=False).returncode != 0, "the disk is full"
-        assert "rotated logs" in said(healthy, "disk-full")
-        recover(healthy, "disk-full")
-        healthy.ssh("api2", f"echo more > {folder}/app.log && test ! -e {folder}/app.log.1")
+        fleet.ssh("api2", fill.replace("%s", "app.log.1"))
+        assert fleet.ssh("api2", f"echo more > {folder}/app.log", check=False).returncode != 0, "the disk is full"
+        with writes.through():
+            assert "rotated logs" in said(fleet, "disk-full")
+            writes.recover("disk-full")
+        fleet.ssh("api2", f"echo more > {folder}/app.log && test ! -e {folder}/app.log.1")
         # What may not go stays, and on-call hears what it is.
-        healthy.ssh("api2", fill.replace("%s", "app.log"))
+        fleet.ssh("api2", fill.replace("%s", "app.log"))
         with pytest.raises(PlaybookFailed, match="Nothing more may go by itself"):
-            recover(healthy, "disk-full")
-        healthy.ssh("api2", f"test -s {folder}/app.log")
+            recover(fleet, "disk-full")
+        fleet.ssh("api2", f"test -s {folder}/app.log")
     finally:
-        healthy.ssh("api2", f"umount {folder} && rmdir {folder}")
+        fleet.ssh("api2", f"umount {folder} && rmdir {folder}")
+    writes.keep("disk-full")
 
 
 # Whoever has a data host's keys can do no more than this.
@@ -68,19 +71,20 @@ def backups(fleet: Fleet, host: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
-def test_deleted_backups_come_back_and_are_proven(healthy: Fleet) -> None:
-    first = leader(healthy)
-    before = [one["label"] for one in backups(healthy, first)]
+def test_deleted_backups_come_back_and_are_proven(writes: Writes) -> None:
+    fleet = writes.fleet
+    first = leader(fleet)
+    before = [one["label"] for one in backups(fleet, first)]
     assert before, "the fleet has made a backup"
-    healthy.ssh(first, "python3 -", stdin=DELETE, timeout_s=300)
-    assert backups(healthy, first) == []
-    began = time.monotonic()
-    assert before[0] in said(healthy, "backups-deleted")
-    output = recover(healthy, "backups-deleted")
-    print(f"backups-deleted: {time.monotonic() - began:.0f} s")
-    after = [one["label"] for one in backups(healthy, first)]
+    fleet.ssh(first, "python3 -", stdin=DELETE, timeout_s=300)
+    assert backups(fleet, first) == []
+    with writes.through():
+        assert before[0] in said(fleet, "backups-deleted")
+        output = writes.recover("backups-deleted")
+    writes.keep("backups-deleted")
+    after = [one["label"] for one in backups(fleet, first)]
     assert set(before) < set(after), output[-2000:]
-    assert "is gone" in said(healthy, "backups-deleted", at=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}")
+    assert "is gone" in said(fleet, "backups-deleted", at=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}")
 
 
 # As if the days had passed for which the store keeps what was deleted.
@@ -92,19 +96,20 @@ rm /run/drill-prune.json
 
 
 @pytest.mark.long
-def test_where_nothing_deleted_comes_back_backups_begin_anew(healthy: Fleet) -> None:
-    first = leader(healthy)
-    before = {one["label"] for one in backups(healthy, first)}
-    assert "without -e new_chain=true" in said(healthy, "backups-deleted", new_chain="true"), "they are all there"
-    healthy.ssh(first, "python3 -", stdin=DELETE, timeout_s=300)
-    assert "without -e new_chain=true" in said(healthy, "backups-deleted", new_chain="true"), "they can come back"
-    healthy.ssh("ops1", "bash -eu -", stdin=FOR_GOOD, timeout_s=300)
-    assert "-e new_chain=true" in said(healthy, "backups-deleted")
-    began = time.monotonic()
-    output = recover(healthy, "backups-deleted", new_chain="true")
-    print(f"backups-deleted, a new chain: {time.monotonic() - began:.0f} s")
+def test_where_nothing_deleted_comes_back_backups_begin_anew(writes: Writes) -> None:
+    fleet = writes.fleet
+    first = leader(fleet)
+    before = {one["label"] for one in backups(fleet, first)}
+    assert "without -e new_chain=true" in said(fleet, "backups-deleted", new_chain="true"), "they are all there"
+    fleet.ssh(first, "python3 -", stdin=DELETE, timeout_s=300)
+    assert "without -e new_chain=true" in said(fleet, "backups-deleted", new_chain="true"), "they can come back"
+    fleet.ssh("ops1", "bash -eu -", stdin=FOR_GOOD, timeout_s=300)
+    assert "-e new_chain=true" in said(fleet, "backups-deleted")
+    with writes.through():
+        output = writes.recover("backups-deleted", new_chain="true")
+    writes.keep("backups-gone")
     assert "every moment before the full backup that is made now" in output
-    [made] = backups(healthy, first)
+    [made] = backups(fleet, first)
     assert made["type"] == "full" and made["label"] not in before
 
 
@@ -114,7 +119,7 @@ def test_a_release_that_is_bad_after_all_goes(writes: Writes) -> None:
     [before] = {json.loads(fleet.ssh(host, "arches-rollout status").stdout)["current"] for host in fleet.groups["api"]}
     fleet.playbook("ansible/deploy.yml", "-e", f"release={publish(fleet, 'good')}")
     with writes.through():
-        recover(fleet, "release-bad")
+        writes.recover("release-bad")
     writes.keep("release-bad")
     assert {json.loads(fleet.ssh(h, "arches-rollout status").stdout)["current"] for h in fleet.groups["api"]} == {
         before
@@ -154,7 +159,7 @@ def test_damaged_pages_are_found_and_gone(writes: Writes, led: bool) -> None:
             "-e", "confirm=local", "-e", "restart=true",
         )  # fmt: skip
         with writes.through():
-            output = recover(fleet, "corruption")
+            output = writes.recover("corruption")
         assert f"copied anew {table}" in output, output[-2000:]
         assert "built anew public.drill_index" in output, output[-2000:]
         writes.keep(f"corruption-{'leader' if led else 'standby'}")
@@ -186,20 +191,20 @@ def test_expired_certificates_stop_the_fleet_and_it_comes_back(writes: Writes) -
             fleet.ssh(host, "systemctl restart --no-block etcd patroni redis-server redis-sentinel")
         wait_for("nobody leads", lambda: leads(fleet, "postgres") is None, timeout_s=90, interval_s=1)
         assert "it expired" in said(fleet, "certificates-expired", without_lock="true")
-        recover(fleet, "certificates-expired", without_lock="true")
+        writes.recover("certificates-expired", without_lock="true")
     writes.keep("certificates-expired")
 
 
 @pytest.mark.long
-def test_a_new_ca_follows_the_old_one_without_an_outage(healthy: Fleet, tmp_path: Path) -> None:
+def test_a_new_ca_follows_the_old_one_without_an_outage(healthy: Fleet, tmp_path: Path, repeat: int) -> None:
     fleet = healthy
     old = fleet.ca.read_text()
     assert "the old CA is forgotten" not in recover(fleet, "certificates-expired", rotate_ca="true")
     # Clients trust what the inventory's file has: both, by now.
-    writes = Writes(fleet, tmp_path)
+    writes = Writes(fleet, tmp_path, repeat)
     with writes.through():
-        assert "the old CA is forgotten" in recover(fleet, "certificates-expired", rotate_ca="true")
-        recover(fleet, "certificates-expired", rotate_ca="true")
+        assert "the old CA is forgotten" in writes.recover("certificates-expired", rotate_ca="true")
+        writes.recover("certificates-expired", rotate_ca="true")
     writes.keep("ca-rotated")
     assert old not in fleet.ca.read_text() and fleet.ca.read_text().count("BEGIN") == 1
 
@@ -217,10 +222,11 @@ def admits(fleet: Fleet, name: str, password: str) -> bool:
 
 @pytest.mark.long
 def test_a_leaked_signing_key_that_may_not_wait_costs_everybody_a_session(writes: Writes) -> None:
-    recover(writes.fleet, "secrets-leaked", **{"class": "jwt"}, at_once="true")
+    with writes.through():
+        writes.recover("secrets-leaked", **{"class": "jwt"}, at_once="true")
     with edge_client(writes.fleet) as client:
         assert client.get("/v1/artifacts", headers=writes.user).status_code == 401
-        login(client, writes.account)
+    writes.keep("secrets-jwt")
 
 
 @pytest.mark.long
@@ -236,7 +242,7 @@ def test_a_leaked_secret_is_replaced_while_requests_go_on(writes: Writes, name: 
     if name in ("postgres", "redis"):
         assert admits(fleet, name, former)
     with writes.through():
-        recover(fleet, "secrets-leaked", **{"class": name})
+        writes.recover("secrets-leaked", **{"class": name})
     writes.keep(f"secrets-{name}")
     assert writes.history.counts()["fail"] == writes.history.counts()["unknown"] == 0
     now = secret()
@@ -263,16 +269,14 @@ def test_everything_is_gone_but_git_the_bundle_and_the_store(writes: Writes, tmp
     shutil.move(fleet.state, tmp_path / "state")
     with pytest.raises(PlaybookFailed, match="has no secrets"):
         fleet.playbook("ansible/recover/fleet-rebuild.yml", "-e", "confirm=local")
-    began = time.monotonic()
-    recover(fleet, "fleet-rebuild", **{name: str(path) for name, path in kept.items()})
-    took = time.monotonic() - began
+    writes.recover("fleet-rebuild", **{name: str(path) for name, path in kept.items()})
     with edge_client(fleet) as client:
         writes.user = login(client, writes.account)
     missing = lost(writes.history, stored(fleet, writes.user, writes.history))
     oldest = min((e.at for e in writes.history.entries if e.event == "ok" and e.key in missing), default=gone)
     acknowledged = len(writes.history.acknowledged())
-    rpo_s = round(gone - oldest)
-    keep("fleet-rebuild", rebuilt_in_s=round(took), acknowledged=acknowledged, lost=len(missing), rpo_s=rpo_s)
+    took, rpo_s = round(writes.recovered_in_s), round(gone - oldest)
+    keep("fleet-rebuild", writes.repeat, recovered_in_s=took, ok=acknowledged, lost=len(missing), rpo_s=rpo_s)
     assert acknowledged > len(missing) and gone - oldest < RPO_S
     with writes.through():
         pass

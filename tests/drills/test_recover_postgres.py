@@ -31,8 +31,8 @@ STORE = "arches-versitygw"
 class Users:
     """Artifacts of two people: one writes all the time, the other one's are what the mistake hits."""
 
-    def __init__(self, fleet: Fleet, folder: Path) -> None:
-        self.fleet, self.history = fleet, History(folder / "history.jsonl")
+    def __init__(self, fleet: Fleet, folder: Path, repeat: int) -> None:
+        self.fleet, self.history, self.repeat = fleet, History(folder / "history.jsonl"), repeat
         with edge_client(fleet) as client:
             self.writer, self.victim = register_and_login(client), register_and_login(client)
         self._client = edge_client(fleet, timeout_s=10)
@@ -151,9 +151,9 @@ def proven(fleet: Fleet) -> Fleet:
 
 
 @pytest.fixture
-def users(proven: Fleet, healthy: Fleet, tmp_path: Path) -> Iterator[Users]:
+def users(proven: Fleet, healthy: Fleet, tmp_path: Path, repeat: int) -> Iterator[Users]:
     """People with artifacts, on a healthy fleet. Whatever becomes of the test, nothing is set aside afterwards."""
-    yield Users(healthy, tmp_path)
+    yield Users(healthy, tmp_path, repeat)
     data = "/var/lib/postgresql/17/arches"
     kept = [h for h in healthy.groups["data"] if healthy.ssh(h, f"ls -d {data}.before-*", check=False).stdout]
     confirm = {"confirm": environment(healthy)}
@@ -187,11 +187,13 @@ def test_deleted_rows_come_back_while_writes_go_on(users: Users) -> None:
     assert users.whole(victims)
     assert lost(users.history, users.stored()) == []
     keep(
-        "restore_row",
-        dry_run_s=round(looked - began, 1),
-        apply_s=round(ended - looked, 1),
-        longest_gap_s=round(users.history.longest_gap_s(began, ended), 2),
-        operations=users.history.counts(),
+        "postgres-restore-row",
+        users.repeat,
+        looked_in_s=round(looked - began),
+        recovered_in_s=round(ended - looked),
+        gap_s=round(users.history.longest_gap_s(began, ended), 1),
+        lost=0,
+        **users.history.counts(),
     )
 
 
@@ -223,11 +225,12 @@ def test_a_wrong_update_is_undone_by_a_rewind(users: Users) -> None:
     members = fleet.status()[1]["postgres"]
     assert members["sync"], "nobody follows synchronously"
     keep(
-        "rewind",
-        whole_s=round(ended - began, 1),
-        outage_s=round(users.history.longest_gap_s(began, ended), 1),
+        "postgres-rewind-cluster",
+        users.repeat,
+        recovered_in_s=round(ended - began),
+        gap_s=round(users.history.longest_gap_s(began, ended), 1),
         undone=len(undone),
-        operations=users.history.counts(),
+        **users.history.counts(),
     )
 
 
@@ -330,5 +333,5 @@ def test_a_store_that_is_away_for_a_while_only_delays_a_rewind(users: Users) -> 
     fleet.ssh(ops, f"systemctl stop {STORE}; systemd-run --on-active=180 systemctl start {STORE}")
     began = time.monotonic()
     go_on(fleet, REWIND, arguments)
-    keep("rewind_store_away", store_away_s=180, whole_s=round(time.monotonic() - began, 1))
+    keep("rewind-store-away", users.repeat, recovered_in_s=round(time.monotonic() - began), store_away_s=180)
     assert users.whole(victims)

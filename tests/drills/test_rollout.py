@@ -19,7 +19,6 @@ from lib.waiting import wait_for
 DEPLOY, ROLLBACK, MIGRATE = "ansible/deploy.yml", "ansible/rollback.yml", "ansible/migrate.yml"
 # As `make site` and `make scale` do it.
 GENTLY = ["--forks", str(os.cpu_count())]
-REPEATS = range(int(os.environ.get("REPEATS", "1")))
 
 Record = Callable[[str, object], None]
 
@@ -51,7 +50,6 @@ def kept(load: Load) -> None:
     assert load.stored == Stored()
 
 
-@pytest.mark.parametrize("repeat", REPEATS)
 def test_a_release_and_the_way_back_cost_nobody_a_request(
     healthy: Fleet, tmp_path: Path, record_property: Record, repeat: int
 ) -> None:
@@ -79,7 +77,6 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("repeat", REPEATS)
 @pytest.mark.parametrize(("name", "says"), BAD)
 def test_a_bad_release_puts_itself_back(
     healthy: Fleet, tmp_path: Path, record_property: Record, name: str, says: str, repeat: int
@@ -105,7 +102,6 @@ def test_a_bad_release_puts_itself_back(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("repeat", REPEATS)
 @pytest.mark.parametrize("service", ["redis", "postgres"])
 def test_a_switchover_costs_nobody_a_request(
     healthy: Fleet, tmp_path: Path, record_property: Record, service: str, repeat: int
@@ -119,7 +115,6 @@ def test_a_switchover_costs_nobody_a_request(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("repeat", REPEATS)
 @pytest.mark.parametrize(
     ("playbook", "options"),
     [
@@ -151,7 +146,6 @@ def unwidened(healthy: Fleet) -> Iterator[Fleet]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("repeat", REPEATS)
 def test_a_migration_costs_nobody_a_request(
     unwidened: Fleet, tmp_path: Path, record_property: Record, repeat: int
 ) -> None:
@@ -178,7 +172,6 @@ def certificates(fleet: Fleet) -> dict[str, str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("repeat", REPEATS)
 def test_new_certificates_cost_nobody_a_request(
     healthy: Fleet, tmp_path: Path, record_property: Record, repeat: int
 ) -> None:
@@ -193,7 +186,6 @@ def test_new_certificates_cost_nobody_a_request(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("repeat", REPEATS)
 def test_more_hosts_and_fewer_cost_nobody_a_request(
     healthy: Fleet, tmp_path: Path, record_property: Record, repeat: int
 ) -> None:
