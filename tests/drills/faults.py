@@ -136,8 +136,12 @@ def etcd_majority(fleet: Fleet) -> list[str]:
     return [host for host in fleet.groups["data"] if host != leader(fleet)]
 
 
-def first(group: str) -> Callable[[Fleet], list[str]]:
-    return lambda fleet: fleet.groups[group][:1]
+def group(name: str) -> Callable[[Fleet], list[str]]:
+    return lambda fleet: fleet.groups[name]
+
+
+def first(name: str) -> Callable[[Fleet], list[str]]:
+    return lambda fleet: fleet.groups[name][:1]
 
 
 POSTMASTER = f"kill -%s $(head -1 {DATA}/postmaster.pid)"
@@ -148,6 +152,22 @@ CUT = "nft delete table inet drill"
 def drop(chain: str, ports: str, what: str = "dport") -> str:
     """Packets are dropped and nobody is told."""
     return f'bash -c "{SILENT % (chain, chain, what, ports)}"'
+
+
+GUARD, WATCHER = "arches-pool-guard", "arches-lease-watcher"
+
+
+def of_unit(unit: str, members: str = "") -> str:
+    """Patroni's answers, of these members or all, are out of reach for whoever a unit runs as."""
+    user = f"meta skuid $(stat -c %u /proc/$(systemctl show -P MainPID {unit}))"
+    whom = f"ip daddr {{ {members} }} " if members else ""
+    chain = f"chain output {{ type filter hook output priority -200; {user} {whom}tcp dport 8008 drop; }}"
+    return f'bash -c "nft -f - <<< \\"table inet drill {{ {chain}; }}\\""'
+
+
+def wrong_guard(fleet: Fleet) -> Undo:
+    """One guard hears everybody but the leader, who is well."""
+    return on(first("api"), of_unit(GUARD, fleet.address(leader(fleet))), CUT)(fleet)
 
 
 FAULTS = {
@@ -179,6 +199,12 @@ FAULTS = {
     "redis-cut-off": Fault(on(redis, drop("input", "6379, 26379"), CUT), gap_s=8, failures=60, lasts_s=30),
     "pgbouncer-killed": Fault(on(first("api"), "systemctl kill --signal=KILL pgbouncer"), gap_s=3, failures=20),
     "haproxy-killed": Fault(on(first("api"), "systemctl kill --signal=KILL haproxy"), gap_s=3, failures=20),
+    # Ours may fail without anybody noticing: killed, cut off, wrong.
+    "guards-killed": Fault(on(group("api"), f"systemctl kill --signal=KILL {GUARD}"), gap_s=2, failures=0),
+    "guards-cut-off": Fault(on(group("api"), of_unit(GUARD), CUT), gap_s=2, failures=0),
+    "guard-wrong": Fault(wrong_guard, gap_s=2, failures=0, lasts_s=30),
+    "watchers-killed": Fault(on(group("data"), f"systemctl kill --signal=KILL {WATCHER}"), gap_s=2, failures=0),
+    "watchers-wrong": Fault(on(group("data"), of_unit(WATCHER), CUT), gap_s=2, failures=0, lasts_s=30),
     "api-killed": Fault(on(first("api"), "systemctl kill --signal=KILL 'api@*'"), gap_s=3, failures=20),
     "edge-killed": Fault(on(first("edge"), "systemctl kill --signal=KILL nginx"), gap_s=5, failures=60),
     "power-lost": Fault(power, gap_s=90, failures=4000, lasts_s=0),
